@@ -1,0 +1,95 @@
+# Everything there is to do with Tidegate, one word each. `make` lists them.
+# Needs python3 (3.11 or newer) with pip and venv, make and git; the rest is installed here.
+
+PYTHON ?= python3
+BIN := .venv/bin
+ENGINE_BIN := .venv-engine/bin
+SCRIPTS := deploy/*.py loadtest/*.py tests/quality/*.py
+
+# Its own: with ENGINE_URL the engine's environment is left out of `make run`, never out of tests.
+SETUP := $(PYTHON) deploy/setup_environments.py
+
+# Every test says in a sentence what it holds; fakes and other helpers speak by their names.
+SENTENCES := $(BIN)/interrogate --fail-under 100 --whitelist-regex '^test_'
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help run test test-unit test-integration test-contract check loadtest costs nasty quality \
+        setup setup-dev model lock docs clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make run takes MODEL=<Hugging Face id or folder> EMBEDDING_MODEL=<the same>"
+	@echo "  ENGINE_URL=<an OpenAI-compatible server that runs already> TOKENIZER=<of its model>"
+	@echo "  PORT=8080 ENGINE_PORT=8000 CONTROL_PORT=8081 DATA_DIR=.data DEVICE=<cpu or gpu>"
+
+run: setup ## start model_server, vLLM and the orchestrator; Ctrl-C stops them
+	@exec $(BIN)/python -m deploy.run_stack
+
+test: setup-dev model ## every test, real vLLM included, fast ones first
+	@failed=""; \
+	for stage in test-unit test-integration test-contract; do \
+	    $(MAKE) $$stage || failed="$$failed $$stage"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi; \
+	echo "all tests passed"
+
+test-unit: setup-dev ## no socket, no sleep: seconds
+	@echo "== unit"
+	@$(BIN)/pytest -q tests/unit
+
+test-integration: setup-dev ## real processes and loopback sockets
+	@echo "== integration"
+	@$(BIN)/pytest -q tests/integration
+
+test-contract: setup-dev model ## real vLLM on this machine, the openai client
+	@echo "== contract"
+	@$(BIN)/pytest -q tests/contract
+
+check: setup-dev ## format, lint, types, import contracts, test sentences, Dockerfiles, compose
+	@$(BIN)/ruff format --quiet --check . || { echo "fix with: $(BIN)/ruff format ."; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/mypy --explicit-package-bases $(wildcard $(SCRIPTS))
+	@$(BIN)/lint-imports --no-logo
+	@$(SENTENCES) --quiet tests || { $(SENTENCES) -vv tests | grep MISSED; exit 1; }
+	@$(BIN)/hadolint deploy/*.Dockerfile
+	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
+	@echo "all checks passed"
+
+loadtest: costs ## the table of costs
+
+costs: setup-dev model ## what /ask adds, pages a second (PDFS=<folder>), start-up times
+	@exec $(BIN)/python loadtest/costs.py $(if $(PDFS),--pdfs "$(PDFS)")
+
+nasty: setup-dev ## upload every file of PDFS=<folder>, count the outcomes
+	@test -n "$(PDFS)" || { echo "say which files: make nasty PDFS=<folder>"; exit 2; }
+	@exec $(BIN)/python loadtest/nasty.py --pdfs "$(PDFS)"
+
+quality: setup-dev ## gold page in the first 1, 5 and 10: PDFS=<folder> QUESTIONS=<file>
+	@test -n "$(PDFS)" -a -n "$(QUESTIONS)" || \
+	    { echo "say on what: make quality PDFS=<folder> QUESTIONS=<file>"; exit 2; }
+	@exec $(BIN)/python tests/quality/evaluate.py --pdfs "$(PDFS)" --questions "$(QUESTIONS)"
+
+setup: ## the environments that `make run` needs
+	@$(SETUP)
+
+setup-dev: ## the environments with tests and checks
+	@ENGINE_URL= $(SETUP) --dev
+
+model: setup-dev ## the bundled model, as the engine reads it
+	@$(ENGINE_BIN)/python deploy/prepare_model.py >/dev/null
+
+lock: setup-dev ## resolve requirements/*.in again; UPGRADE=1 takes newer versions
+	@exec $(BIN)/python deploy/lock_requirements.py
+
+docs: setup-dev ## write docs/configuration.md and the sample PDF from the code
+	@$(BIN)/python -m deploy.configuration_page
+	@$(BIN)/python -m tests.pdfs docs/samples/handbook.pdf
+
+clean: ## remove environments, models and caches; DATA_DIR stays
+	@rm -rf .venv .venv-engine .models build reports .pytest_cache .mypy_cache .ruff_cache \
+	    .hypothesis .import_linter_cache *.egg-info
+	@find orchestrator model_server tests deploy loadtest -name __pycache__ -type d -prune \
+	    -exec rm -rf {} +
