@@ -1,0 +1,221 @@
+"""
+The command line: `python -m model_server plan` and `python -m model_server serve`.
+
+The composition root: settings are read and objects are built here, and nowhere else.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from model_server.checkpoint import read_checkpoint
+from model_server.control import ControlServer, control_app
+from model_server.devices import Device, find_device, import_nvml
+from model_server.engines.base import Serving
+from model_server.engines.vllm import VllmEngine, missing_build_tools
+from model_server.errors import ModelServerError
+from model_server.planner import Goals, Plan, make_plan
+from model_server.probe import EngineProbe, listen, require_free_port
+from model_server.process import EngineProcess
+from model_server.settings import Settings, load_settings
+from model_server.supervisor import Policy, Supervisor
+
+_log = logging.getLogger("model_server")
+
+_DRAIN_MARGIN_S = 5
+"""Part of the time for stopping that running requests do not get: vLLM's own way down takes 1-3 s."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code: 0, or that of the error that ended the program (`errors`)."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # one line a probe otherwise
+    try:
+        settings = load_settings(os.environ)
+        if arguments.command == "plan":
+            engine = _engine(settings, eager=_wants_eager(settings, _device(settings)))
+            _show(engine, as_json=arguments.json)
+        else:
+            _serve(settings)
+    except ModelServerError as exc:
+        sys.stderr.write(f"model_server: {exc.message}\n")
+        return exc.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m model_server", description="Settings come from MODEL_SERVER_* variables."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    plan = commands.add_parser("plan", help="print the memory plan and the flags; start nothing")
+    plan.add_argument("--json", action="store_true", help="for machines")
+    commands.add_parser("serve", help="plan, start the engine, keep it up")
+    return parser
+
+
+def _device(settings: Settings) -> Device:
+    return find_device(settings.device, environ=os.environ, nvml=import_nvml())
+
+
+def _wants_eager(settings: Settings, device: Device) -> bool:
+    if settings.enforce_eager == "auto":
+        return device.kind == "cpu"
+    return settings.enforce_eager == "true"
+
+
+def _engine(settings: Settings, *, eager: bool) -> VllmEngine:
+    """The engine for the plan that holds, or the error that says why none does."""
+    goals = Goals(
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        memory_limit_bytes=settings.memory_limit_bytes,
+        kv_cache_bytes=settings.kv_cache_bytes,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        reserve_bytes=settings.reserve_bytes,
+        enforce_eager=eager,
+    )
+    shape = read_checkpoint(settings.model)
+    return VllmEngine(
+        python=settings.engine_python,
+        plan=make_plan(device=_device(settings), shape=shape, goals=goals),
+        serving=Serving(
+            model=settings.model.resolve(),
+            name=settings.name,
+            host=settings.host,
+            port=settings.engine_port,
+            drain_s=max(1, int(settings.stop_timeout_s) - _DRAIN_MARGIN_S),
+        ),
+        extra_args=settings.extra_engine_args,
+    )
+
+
+def _show(engine: VllmEngine, *, as_json: bool) -> None:
+    """Print the plan to standard output."""
+    if as_json:
+        sys.stdout.write(json.dumps(_plan_json(engine), indent=2) + "\n")
+        return
+    console = Console(highlight=False)
+    console.print(_table(engine.plan))
+    for name, value in engine.variables.items():
+        console.print(f"{name}={value}", soft_wrap=True)
+    console.print(" ".join(engine.argv), soft_wrap=True)
+
+
+def _table(plan: Plan) -> Table:
+    table = Table(title="Memory plan", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for row in plan.lines:
+        table.add_row(row.what, row.value, row.note)
+    return table
+
+
+def _plan_json(engine: VllmEngine) -> dict[str, Any]:
+    return {**engine.plan.as_json(), "argv": engine.argv, "environment": engine.variables}
+
+
+def _serve(settings: Settings) -> None:
+    """Plan, start the engine and keep it up, until SIGTERM or SIGINT."""
+    device = _device(settings)
+    eager = _wants_eager(settings, device)
+    missing = missing_build_tools(settings.engine_python)
+    if missing and device.kind == "cpu" and not eager:
+        eager = True
+        _log.warning("the engine runs uncompiled: to compile, it lacks %s", missing)
+    engine = _engine(settings, eager=eager)
+    if not engine.plan.shape.has_chat_template:
+        _log.warning(
+            "%s has no chat template: chat requests will be refused; choose an instruct model, or "
+            "add one with MODEL_SERVER_ENGINE_ARGS='--chat-template FILE'",
+            settings.model,
+        )
+    Console(stderr=True, highlight=False).print(_table(engine.plan))
+    _log.info("engine: %s", " ".join(engine.argv))
+    asyncio.run(_supervise(settings, engine))
+
+
+async def _supervise(settings: Settings, engine: VllmEngine) -> None:
+    listener = listen(
+        settings.control_host, settings.control_port, variable="MODEL_SERVER_CONTROL_PORT"
+    )
+    url = f"http://{settings.host}:{settings.engine_port}"
+    with listener:
+        async with EngineProbe(url) as probe:
+            supervisor = _supervisor(settings, engine, probe=probe, url=url)
+            app = control_app(status=supervisor.status, plan=_plan_json(engine))
+            with _signals(supervisor.request_stop):
+                await _run_both(supervisor, ControlServer(app, listener=listener))
+
+
+async def _run_both(supervisor: Supervisor, control: ControlServer) -> None:
+    """Run the supervisor, with the control API up from before its start until after its end."""
+    serving = asyncio.create_task(control.run_until_stopped())
+    serving.add_done_callback(lambda _: supervisor.request_stop())
+    try:
+        await supervisor.run()
+    finally:
+        control.stop()
+        await serving
+
+
+def _supervisor(
+    settings: Settings, engine: VllmEngine, *, probe: EngineProbe, url: str
+) -> Supervisor:
+    log = settings.log_dir / "engine.log"
+    _log.info("the engine's log: %s", log)
+
+    def launch(on_line: Callable[[str], None]) -> Awaitable[EngineProcess]:
+        return EngineProcess.launch(
+            argv=engine.argv,
+            environment=engine.environment(_without_settings(os.environ)),
+            log=log,
+            on_line=on_line,
+        )
+
+    return Supervisor(
+        engine=engine,
+        launch=launch,
+        probe=probe,
+        require_port=lambda: require_free_port(
+            settings.host, settings.engine_port, variable="MODEL_SERVER_ENGINE_PORT"
+        ),
+        policy=Policy(start_s=settings.start_timeout_s, stop_s=settings.stop_timeout_s),
+        model=settings.name,
+        engine_url=url,
+        planned_kv_tokens=engine.plan.kv_tokens,
+    )
+
+
+def _without_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """The engine has no use for our own settings."""
+    return {n: v for n, v in environ.items() if not n.startswith("MODEL_SERVER_")}
+
+
+@contextlib.contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` on SIGTERM and SIGINT."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

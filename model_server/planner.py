@@ -1,0 +1,296 @@
+"""
+What the engine is given of a device's memory, decided before anything is allocated.
+
+Pure: a device, a model's shape and goals in, a plan or the reason why there is none out.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from model_server.checkpoint import ModelShape
+from model_server.devices import Device
+from model_server.errors import ConfigurationError, DoesNotFit
+from model_server.memory import (
+    GIB,
+    MIB,
+    activation_bytes,
+    human,
+    kv_bytes_per_token,
+    weights_bytes,
+    whole_blocks,
+)
+
+_CPU_RUNTIME_BYTES = 2 * GIB
+"""
+What vLLM's three processes take besides weights and KV cache: Python, torch, the tokenizer, buffers.
+
+Measured on vLLM 0.32, eager, after serving requests: proportional set size of API server, EngineCore
+and worker together 3.06 GiB, less 0.25 GiB of weights and 1.00 GiB of KV cache = 1.81 GiB; rounded up.
+"""
+
+_CUDA_RUNTIME_BYTES = 1 * GIB
+"""Allowance for the CUDA context, libraries and allocator slack; not measured."""
+
+_CUDA_GRAPH_BYTES = 1 * GIB
+"""Allowance for captured CUDA graphs, none when eager; not measured, vLLM logs the real figure."""
+
+_LARGE_GPU_BYTES = 70 * GIB
+"""From here on vLLM itself batches 8192 tokens, on smaller GPUs and CPUs 2048 (0.32, arg_utils)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goals:
+    """
+    What the settings ask for; None leaves the choice to the plan.
+
+    Attributes:
+        max_model_len: Tokens of prompt and answer together.
+        memory_limit_bytes: Cap for everything that the engine takes.
+        gpu_memory_utilization: Cap, as a share of a GPU's whole memory.
+        reserve_bytes: Free memory to leave to others.
+    """
+
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    memory_limit_bytes: int | None = None
+    kv_cache_bytes: int | None = None
+    gpu_memory_utilization: float = 0.90
+    reserve_bytes: int | None = None
+    enforce_eager: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table that people read."""
+
+    what: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """
+    The bytes of a plan, one figure each.
+
+    Attributes:
+        budget: What the engine may take in all: what is free, less the reserve, under every cap.
+    """
+
+    weights: int
+    activations: int
+    runtime: int
+    reserve: int
+    budget: int
+
+    @property
+    def fixed(self) -> int:
+        """All that the engine takes besides its KV cache."""
+        return self.weights + self.activations + self.runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """
+    How the engine is to be started.
+
+    Attributes:
+        kv_cache_bytes: Size of the KV cache, in whole blocks.
+        kv_tokens: Tokens that it holds, all sequences together.
+        gpu_memory_utilization: Planned share of the device's whole memory, in hundredths, downwards.
+        dtype: Type that the weights are served in.
+    """
+
+    device: Device
+    shape: ModelShape
+    sums: Sums
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_cache_bytes: int
+    kv_tokens: int
+    gpu_memory_utilization: float
+    dtype: str
+    enforce_eager: bool
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything that the engine takes; never more than the budget."""
+        return self.sums.fixed + self.kv_cache_bytes
+
+    @property
+    def lines(self) -> tuple[Row, ...]:
+        """The table, top to bottom."""
+        shape, sums = self.shape, self.sums
+        per_token = kv_bytes_per_token(shape)
+        each = self.kv_tokens // self.max_num_seqs
+        return (
+            Row("device", self.device.name, _device_note(self.device)),
+            Row("memory, total", human(self.device.total_bytes)),
+            Row("memory, free", human(self.device.free_bytes)),
+            Row("weights", human(sums.weights), f"{shape.model_type}, {_stored(shape)}"),
+            Row(
+                "KV cache",
+                human(self.kv_cache_bytes),
+                f"{self.kv_tokens:,} tokens of {per_token:,} bytes ({shape.attention}); "
+                f"{each:,} for each of {self.max_num_seqs} sequences",
+            ),
+            Row(
+                "activations",
+                human(sums.activations),
+                f"estimate, {self.max_num_batched_tokens:,} tokens a step",
+            ),
+            Row("engine's own", human(sums.runtime), "vLLM's processes"),
+            Row("total", human(self.total_bytes), f"of a budget of {human(sums.budget)}"),
+            Row("reserve", human(sums.reserve), "left to others"),
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan for machines: every number in bytes or tokens, and the table's rows."""
+        return {
+            "device": asdict(self.device),
+            "model": asdict(self.shape),
+            "max_model_len": self.max_model_len,
+            "max_num_seqs": self.max_num_seqs,
+            "max_num_batched_tokens": self.max_num_batched_tokens,
+            "kv_cache_bytes": self.kv_cache_bytes,
+            "kv_tokens": self.kv_tokens,
+            "gpu_memory_utilization": self.gpu_memory_utilization,
+            "dtype": self.dtype,
+            "enforce_eager": self.enforce_eager,
+            "bytes": {**asdict(self.sums), "total": self.total_bytes},
+            "rows": [asdict(row) for row in self.lines],
+        }
+
+
+def block_tokens(device: Device) -> int:
+    """Tokens in one block of vLLM's KV cache: 128 on a CPU, 16 on a GPU (its defaults in 0.32)."""
+    return 128 if device.kind == "cpu" else 16
+
+
+def make_plan(*, device: Device, shape: ModelShape, goals: Goals) -> Plan:
+    """
+    The plan that holds on this device.
+
+    Raises:
+        ConfigurationError: If a goal is beyond what the model can do at all.
+        DoesNotFit: If the memory does not reach for one sequence of full length; with the sums.
+    """
+    length = _max_model_len(device, shape, goals)
+    seqs = goals.max_num_seqs or (32 if device.kind == "cpu" else 256)
+    batched = max(8192 if _is_large(device) else 2048, seqs)
+    sums = _sums(device, shape, goals, batched=batched, seqs=seqs)
+    kv_bytes, kv_tokens = _kv_cache(device, shape, goals, sums, length=length, seqs=seqs)
+    share = (sums.fixed + kv_bytes) / device.total_bytes
+    return Plan(
+        device=device,
+        shape=shape,
+        sums=sums,
+        max_model_len=length,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=batched,
+        kv_cache_bytes=kv_bytes,
+        kv_tokens=kv_tokens,
+        gpu_memory_utilization=max(0.01, math.floor(share * 100) / 100),
+        dtype="bfloat16" if device.kind == "cpu" or device.bfloat16 else "float16",
+        enforce_eager=goals.enforce_eager,
+    )
+
+
+def _max_model_len(device: Device, shape: ModelShape, goals: Goals) -> int:
+    if goals.max_model_len is None:
+        return min(shape.max_position, 4096 if device.kind == "cpu" else 8192)
+    if goals.max_model_len > shape.max_position:
+        raise ConfigurationError(
+            f"MODEL_SERVER_MAX_MODEL_LEN={goals.max_model_len}, but the model was made for at most "
+            f"{shape.max_position} tokens. Set it to {shape.max_position} or less."
+        )
+    return goals.max_model_len
+
+
+def _sums(device: Device, shape: ModelShape, goals: Goals, *, batched: int, seqs: int) -> Sums:
+    reserve = goals.reserve_bytes
+    if reserve is None:
+        reserve = GIB if device.kind == "cpu" else 512 * MIB
+    caps = [device.free_bytes - reserve]
+    if goals.memory_limit_bytes is not None:
+        caps.append(goals.memory_limit_bytes)
+    if device.kind == "cuda":
+        caps.append(int(device.total_bytes * goals.gpu_memory_utilization))
+    return Sums(
+        weights=weights_bytes(shape),
+        activations=activation_bytes(shape, max_num_batched_tokens=batched, max_num_seqs=seqs),
+        runtime=_runtime_bytes(device, goals),
+        reserve=reserve,
+        budget=max(0, min(caps)),
+    )
+
+
+def _runtime_bytes(device: Device, goals: Goals) -> int:
+    if device.kind == "cpu":
+        return _CPU_RUNTIME_BYTES
+    return _CUDA_RUNTIME_BYTES + (0 if goals.enforce_eager else _CUDA_GRAPH_BYTES)
+
+
+def _kv_cache(
+    device: Device, shape: ModelShape, goals: Goals, sums: Sums, *, length: int, seqs: int
+) -> tuple[int, int]:
+    """
+    Bytes and tokens of the KV cache.
+
+    A GPU's memory has no other use, so all of the budget goes there. A CPU's has: enough for every
+    sequence at half its full length, which is where sequences are on average, and no more.
+    """
+    per_token, block = kv_bytes_per_token(shape), block_tokens(device)
+    one_sequence = math.ceil(length / block) * block * per_token
+    room = sums.budget - sums.fixed
+    wanted = goals.kv_cache_bytes
+    if wanted is None:
+        half = math.ceil(seqs * length / 2 / block) * block * per_token
+        wanted = room if device.kind == "cuda" else min(room, max(half, one_sequence))
+    if wanted > room or one_sequence > room:
+        raise DoesNotFit(_why_not(device, shape, sums, length=length, kv=max(wanted, one_sequence)))
+    if wanted < one_sequence:
+        raise DoesNotFit(
+            f"MODEL_SERVER_KV_CACHE_BYTES={wanted} is too little: one sequence of {length} tokens "
+            f"takes {one_sequence} ({per_token} a token, blocks of {block}). Raise it, or lower "
+            f"MODEL_SERVER_MAX_MODEL_LEN to {whole_blocks(wanted, bytes_per_token=per_token, block_tokens=block)[1]}."
+        )
+    return whole_blocks(wanted, bytes_per_token=per_token, block_tokens=block)
+
+
+def _why_not(device: Device, shape: ModelShape, sums: Sums, *, length: int, kv: int) -> str:
+    """The sums, and what would fit instead."""
+    per_token, block = kv_bytes_per_token(shape), block_tokens(device)
+    room = sums.budget - sums.fixed
+    longest = whole_blocks(room, bytes_per_token=per_token, block_tokens=block)[1]
+    missing = sums.fixed + kv - sums.budget
+    advice = (
+        f"MODEL_SERVER_MAX_MODEL_LEN={min(longest, length)} with the KV cache left to the plan "
+        "would fit"
+        if longest
+        else "no context length fits: choose a smaller or quantized model"
+    )
+    return (
+        f"The model does not fit on {device.name}: weights {human(sums.weights)} + KV cache "
+        f"{human(kv)} ({length} tokens a sequence, {per_token} bytes a token) + activations "
+        f"{human(sums.activations)} + engine {human(sums.runtime)} = {human(sums.fixed + kv)}, but "
+        f"the budget is {human(sums.budget)} ({human(device.free_bytes)} free of "
+        f"{human(device.total_bytes)}, {human(sums.reserve)} reserved, caps applied). "
+        f"{human(missing)} missing: free that much, raise the caps, or: {advice}."
+    )
+
+
+def _is_large(device: Device) -> bool:
+    return device.kind == "cuda" and device.total_bytes >= _LARGE_GPU_BYTES
+
+
+def _device_note(device: Device) -> str:
+    bfloat16 = "bfloat16" if device.bfloat16 else "no bfloat16 hardware"
+    return f"{device.cores} cores, {bfloat16}" if device.kind == "cpu" else bfloat16
+
+
+def _stored(shape: ModelShape) -> str:
+    stored = shape.quantization or shape.dtype
+    return f"{stored}, {shape.num_layers} layers, up to {shape.max_position:,} tokens"

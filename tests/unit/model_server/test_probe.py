@@ -1,0 +1,79 @@
+"""What the engine says over HTTP, and ports that are taken."""
+
+import socket
+
+import httpx2
+import pytest
+
+from model_server.errors import ConfigurationError, PortInUse
+from model_server.probe import EngineProbe, listen, require_free_port
+
+METRICS = """# TYPE vllm:cache_config_info gauge
+vllm:cache_config_info{block_size="128",kv_cache_max_concurrency="11.375",kv_cache_size_tokens="46592",num_gpu_blocks="364"} 1.0
+"""
+
+
+def probe(answer):
+    """A probe whose engine answers with `answer(request)`."""
+    return EngineProbe("http://engine", transport=httpx2.MockTransport(answer))
+
+
+def refuse(request):
+    raise httpx2.ConnectError("refused", request=request)
+
+
+@pytest.mark.parametrize(("status", "ready"), [(200, True), (503, False), (404, False)])
+async def test_ready_is_health_with_200(status, ready):
+    """Only a 200 of /health counts."""
+    async with probe(
+        lambda request: httpx2.Response(status if request.url.path == "/health" else 200)
+    ) as engine:
+        assert await engine.is_ready() is ready
+
+
+async def test_nobody_there_is_not_ready_and_unknown():
+    """A refused connection is an answer too."""
+    async with probe(refuse) as engine:
+        assert await engine.is_ready() is False
+        assert await engine.kv_cache_tokens() is None
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "tokens"),
+    [
+        (200, METRICS, 46_592),
+        (200, METRICS.replace('"46592"', '"None"'), None),
+        (200, "", None),
+        (500, METRICS, None),
+    ],
+)
+async def test_kv_tokens_are_read_or_unknown(status, text, tokens):
+    """The size is read from vllm:cache_config_info; whatever is missing is unknown, not zero."""
+    async with probe(lambda _: httpx2.Response(status, text=text)) as engine:
+        assert await engine.kv_cache_tokens() == tokens
+
+
+def test_a_port_in_use_names_port_and_setting():
+    """The message names the port, and the variable that changes it."""
+    with listen("127.0.0.1", 0, variable="X") as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PortInUse, match=rf"Port {port} .*MODEL_SERVER_ENGINE_PORT"):
+            require_free_port("127.0.0.1", port, variable="MODEL_SERVER_ENGINE_PORT")
+    require_free_port("127.0.0.1", port, variable="MODEL_SERVER_ENGINE_PORT")
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "not an address"])
+def test_an_address_that_is_not_ours_is_a_wrong_setting(host):
+    """An address of another machine, or none at all, is not a port in use."""
+    with pytest.raises(ConfigurationError):
+        require_free_port(host, 0, variable="X")
+
+
+def test_connections_that_wind_down_do_not_hold_the_port():
+    """A restarted engine gets its port back at once, though old connections are in TIME_WAIT."""
+    with listen("127.0.0.1", 0, variable="X") as first:
+        address = first.getsockname()
+        with socket.create_connection(address[:2]) as client:
+            first.accept()[0].close()
+            client.recv(1)
+    require_free_port("127.0.0.1", address[1], variable="X")

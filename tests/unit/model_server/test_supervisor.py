@@ -1,0 +1,319 @@
+"""The life of an engine: started, ready, ended, started again, given up."""
+
+import asyncio
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_server.errors import EngineDidNotStart, PortInUse
+from model_server.supervisor import Event, Policy, State, Supervisor, transition
+
+
+class FakeEngine:
+    argv = ("engine",)
+
+    def environment(self, inherited):
+        return dict(inherited)
+
+    def phase(self, line):
+        return line.removeprefix("phase: ") if line.startswith("phase: ") else None
+
+    def has_drained(self, line):
+        return line == "drained"
+
+
+class FakeRunning:
+    """An engine that ends when it is told to, by `exit` or by the supervisor."""
+
+    def __init__(self, pid, *, code=None):
+        self.pid = pid
+        self.tail = ["first line", "last words"]
+        self.left = 0
+        self.waits_to_drain = False
+        self.terminated = 0
+        self._code = asyncio.get_running_loop().create_future()
+        if code is not None:
+            self.exit(code)
+
+    def exit(self, code):
+        if not self._code.done():
+            self._code.set_result(code)
+
+    async def wait(self):
+        return await asyncio.shield(self._code)
+
+    async def terminate(self, *, within_s, drained):
+        self.terminated += 1
+        self.drained = drained
+        if self.waits_to_drain:
+            await drained.wait()
+        self.exit(143)
+        return self.left
+
+
+class FakeProbe:
+    def __init__(self, *, ready=True, tokens=1000):
+        self.ready = ready
+        self.tokens = tokens
+
+    async def is_ready(self):
+        return self.ready
+
+    async def kv_cache_tokens(self):
+        return self.tokens
+
+
+class Stage:
+    """A supervisor over fakes: which engines it started, and what it says of them."""
+
+    def __init__(self, *, policy=None, codes=(), require_port=lambda: None):
+        self.probe = FakeProbe()
+        self.engines = []
+        self.hear = lambda _line: None
+        self._codes = list(codes)
+        self.supervisor = Supervisor(
+            engine=FakeEngine(),
+            launch=self._launch,
+            probe=self.probe,
+            require_port=require_port,
+            policy=policy or Policy(poll_s=0.001, first_pause_s=0.001, start_s=5),
+            model="m",
+            engine_url="http://engine",
+            planned_kv_tokens=1000,
+        )
+
+    async def _launch(self, on_line):
+        self.hear = on_line
+        code = self._codes.pop(0) if self._codes else None
+        self.engines.append(FakeRunning(len(self.engines) + 1, code=code))
+        return self.engines[-1]
+
+    async def until(self, condition):
+        async with asyncio.timeout(5):
+            while not condition():
+                await asyncio.sleep(0)
+
+    async def state(self, state):
+        await self.until(lambda: self.supervisor.status().state is state)
+
+
+def test_the_ordinary_life():
+    """An engine is launched, gets ready, is asked to stop, and is gone."""
+    state = State.STOPPED
+    for event, after in [
+        (Event.LAUNCHED, State.STARTING),
+        (Event.BECAME_READY, State.READY),
+        (Event.STOP_ASKED, State.STOPPING),
+        (Event.GONE, State.STOPPED),
+    ]:
+        state = transition(state, event)
+        assert state is after
+
+
+def test_a_failure_is_followed_by_another_start():
+    """From either living state a failure leads to FAILED, and from there to STARTING."""
+    assert transition(State.STARTING, Event.FAILED) is State.FAILED
+    assert transition(State.READY, Event.FAILED) is State.FAILED
+    assert transition(State.FAILED, Event.LAUNCHED) is State.STARTING
+
+
+@given(state=st.sampled_from(State), event=st.sampled_from(Event))
+def test_only_a_start_gets_ready_and_only_stopping_ends_stopped(state, event):
+    """No event leads to READY but from STARTING, nor out of STOPPING but being gone."""
+    with suppress(ValueError):
+        after = transition(state, event)
+        assert after is not State.READY or state is State.STARTING
+        assert state is not State.STOPPING or (event, after) == (Event.GONE, State.STOPPED)
+
+
+@pytest.mark.parametrize(
+    ("state", "event"),
+    [
+        (State.STOPPED, Event.BECAME_READY),
+        (State.READY, Event.LAUNCHED),
+        (State.STOPPING, Event.FAILED),
+        (State.STOPPED, Event.GONE),
+    ],
+)
+def test_what_cannot_happen_is_an_error(state, event):
+    """An event that makes no sense in a state names both."""
+    with pytest.raises(ValueError, match=f"{event} cannot happen to an engine that is {state}"):
+        transition(state, event)
+
+
+def test_pauses_double_up_to_the_longest():
+    """Back-off goes 1, 2, 4 … 60 s and stays there."""
+    pauses = [Policy().pause_s(n) for n in (0, 1, 2, 3, 6, 7, 8, 10_000)]
+    assert pauses == [1, 1, 2, 4, 32, 60, 60, 60]
+
+
+async def test_it_gets_ready_and_stops_when_asked(caplog):
+    """Ready once the probe says so, with the reported KV tokens; stopped whole when asked."""
+    caplog.set_level("INFO")
+    stage = Stage()
+    assert stage.supervisor.status().state is State.STOPPED
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.until(lambda: stage.supervisor.reported_kv_tokens)
+    status = stage.supervisor.status()
+    assert (status.state, status.pid, status.restarts) == (State.READY, 1, 0)
+    assert (status.kv_tokens_planned, status.kv_tokens_reported) == (1000, 1000)
+    assert "(+0.00 %)" in caplog.text
+    stage.supervisor.request_stop()
+    await run
+    assert stage.supervisor.status().state is State.STOPPED
+    assert stage.supervisor.status().pid is None
+    assert stage.engines[0].terminated == 1
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"), [(900, "(-10.00 %)"), (None, "does not report the size")]
+)
+async def test_a_plan_that_was_wrong_is_a_warning(caplog, tokens, words):
+    """A deviation of the reported KV tokens from the plan, or no report, is a warning."""
+    stage = Stage()
+    stage.probe.tokens = tokens
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.until(lambda: caplog.records)
+    stage.supervisor.request_stop()
+    await run
+    assert caplog.records[0].levelname == "WARNING"
+    assert words in caplog.text
+
+
+@pytest.mark.parametrize("code", [0, 1, 137])
+async def test_any_exit_that_nobody_asked_for_is_a_failure_and_is_restarted(code):
+    """Exit code 0 counts like any other: the engine is cleaned up and started again."""
+    stage = Stage()
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.state(State.READY)
+    stage.engines[0].exit(code)
+    await stage.until(lambda: len(stage.engines) == 2)
+    await stage.state(State.READY)
+    status = stage.supervisor.status()
+    assert status.restarts == 1
+    assert status.last_error == f"the engine exited by itself with code {code}"
+    assert stage.engines[0].terminated == 1
+    stage.supervisor.request_stop()
+    await run
+
+
+async def test_five_failed_starts_in_a_row_are_given_up_with_the_logs_end():
+    """The error names the count, the last reason, and the last lines of the engine's log."""
+    stage = Stage(codes=[1, 1, 1, 1, 1])
+    stage.probe.ready = False
+    with pytest.raises(EngineDidNotStart) as caught:
+        await stage.supervisor.run()
+    assert len(stage.engines) == 5
+    message = str(caught.value)
+    assert "failed 5 times in a row" in message
+    assert "exited by itself with code 1" in message
+    assert message.endswith("  | last words")
+    assert caught.value.exit_code == 1
+    assert stage.supervisor.status().state is State.FAILED
+
+
+async def test_getting_ready_forgives_earlier_failures():
+    """Only failures in a row without getting ready count: four, a good life, four more go on."""
+    stage = Stage(codes=[1, 1, 1, 1, None, 1, 1, 1, 1, None])
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.until(lambda: len(stage.engines) == 5)
+    await stage.state(State.READY)
+    stage.engines[4].exit(0)
+    await stage.until(lambda: len(stage.engines) == 10)
+    await stage.state(State.READY)
+    stage.supervisor.request_stop()
+    await run
+
+
+async def test_an_engine_that_never_gets_ready_is_ended_and_counts_as_failed():
+    """When the time for starting is up the engine is ended; the error names the setting."""
+    policy = Policy(start_s=0.01, poll_s=0.001, first_pause_s=0.001, give_up_after=2)
+    stage = Stage(policy=policy)
+    stage.probe.ready = False
+    with pytest.raises(EngineDidNotStart, match="MODEL_SERVER_START_TIMEOUT_S"):
+        await stage.supervisor.run()
+    assert [engine.terminated for engine in stage.engines] == [1, 1]
+
+
+async def test_stopping_while_starting_or_pausing_is_prompt():
+    """A stop does not wait for a start, nor for the end of a back-off."""
+    starting = Stage()
+    starting.probe.ready = False
+    run = asyncio.create_task(starting.supervisor.run())
+    await starting.state(State.STARTING)
+    starting.supervisor.request_stop()
+    await run
+    assert starting.supervisor.status().state is State.STOPPED
+    pausing = Stage(policy=Policy(first_pause_s=60, poll_s=0.001), codes=[1])
+    pausing.probe.ready = False
+    run = asyncio.create_task(pausing.supervisor.run())
+    await pausing.until(lambda: pausing.supervisor.status().phase == "restarting in 60 s")
+    pausing.supervisor.request_stop()
+    await asyncio.wait_for(run, 5)
+    assert len(pausing.engines) == 1
+
+
+async def test_the_phase_follows_the_log_while_starting():
+    """Lines of the log that say what the engine does become the phase, until it is ready."""
+    stage = Stage()
+    stage.probe.ready = False
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.until(lambda: stage.engines)
+    stage.hear("phase: loading weights")
+    stage.hear("anything else")
+    assert stage.supervisor.status().phase == "loading weights"
+    stage.probe.ready = True
+    await stage.state(State.READY)
+    stage.hear("phase: compiling")
+    assert stage.supervisor.status().phase == "ready"
+    stage.supervisor.request_stop()
+    await run
+
+
+async def test_a_stopping_engine_that_has_drained_is_known():
+    """The engine's own word that no request is left reaches whoever waits for it to end."""
+    stage = Stage()
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.state(State.READY)
+    stage.engines[0].waits_to_drain = True
+    stage.supervisor.request_stop()
+    await stage.until(lambda: stage.engines[0].terminated)
+    assert not stage.engines[0].drained.is_set()
+    stage.hear("drained")
+    await asyncio.wait_for(run, 5)
+
+
+async def test_a_port_in_use_ends_it_at_once():
+    """Nothing is started, and nothing tried again, while another program has the port."""
+
+    def taken():
+        raise PortInUse("port 8000")
+
+    stage = Stage(require_port=taken)
+    with pytest.raises(PortInUse):
+        await stage.supervisor.run()
+    assert stage.engines == []
+
+
+async def test_processes_that_cannot_be_killed_are_reported(caplog):
+    """If something of the engine is left after stopping, the log and the state say so."""
+    stage = Stage()
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.state(State.READY)
+    stage.engines[0].left = 2
+    stage.supervisor.request_stop()
+    await run
+    assert "2 processes of the engine could not be killed" in caplog.text
+
+
+async def test_cancelling_ends_the_engine_too():
+    """When the program is torn down instead of asked, the engine is ended all the same."""
+    stage = Stage()
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.state(State.READY)
+    run.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    assert stage.engines[0].terminated == 1
