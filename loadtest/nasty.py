@@ -1,0 +1,184 @@
+"""
+Upload every file of a folder, however odd, and see that each is taken or refused cleanly.
+
+    python loadtest/nasty.py --pdfs DIR                              starts an orchestrator itself
+    python loadtest/nasty.py --pdfs DIR --base-url http://HOST:8080 --pid 1234
+
+Prints how often each outcome came, the slowest files, and memory before and after. The exit code is
+1 if any answer was a 5xx, had a code that is no document's error, or took too long.
+"""
+
+import argparse
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import psutil
+
+from orchestrator.errors import DocumentError, leaves
+
+HANG_S = 60.0
+START_S = 180.0
+SLOWEST = 5
+MIB = 1024 * 1024
+SERVER_ERROR = 500
+READY = "ready"
+DOCUMENTED = {READY, *(error.code for error in leaves(DocumentError))}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of one file; `code` is "ready" or the error's. `status` 0 means no answer."""
+
+    file: str
+    status: int
+    code: str
+    seconds: float
+
+    def acceptable(self, *, hang_s: float) -> bool:
+        """Whether this is how a service answers."""
+        return 0 < self.status < SERVER_ERROR and self.code in DOCUMENTED and self.seconds <= hang_s
+
+
+def upload(client: httpx2.Client, path: Path) -> Outcome:
+    """What the orchestrator makes of the file."""
+    began_s = time.monotonic()
+    try:
+        with path.open("rb") as file:
+            response = client.post(
+                "/upload",
+                params={"wait": "true"},
+                files={"file": (path.name, file, "application/pdf")},
+            )
+        status, code = response.status_code, _code(response)
+    except httpx2.HTTPError as exc:
+        status, code = 0, type(exc).__name__
+    return Outcome(file=path.name, status=status, code=code, seconds=time.monotonic() - began_s)
+
+
+def _code(response: httpx2.Response) -> str:
+    try:
+        body = response.json()
+    except ValueError:
+        return "no_json"
+    if response.is_error:
+        return str(body.get("error", {}).get("code"))
+    return str(body["documents"][0]["status"])
+
+
+def memory_bytes(pid: int) -> int:
+    """Resident memory of a process and of all that it started."""
+    root = psutil.Process(pid)
+    total = 0
+    for process in (root, *root.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += process.memory_info().rss
+    return total
+
+
+def report(outcomes: Sequence[Outcome], *, hang_s: float) -> None:
+    """Print the table of outcomes, the slowest files, and whatever is not acceptable."""
+    counts = Counter((outcome.status, outcome.code) for outcome in outcomes)
+    print(f"{'status':>6}  {'code':24} {'files':>5}")
+    for (status, code), count in sorted(counts.items()):
+        print(f"{status:>6}  {code:24} {count:>5}")
+    print("\nslowest")
+    for outcome in sorted(outcomes, key=lambda o: -o.seconds)[:SLOWEST]:
+        print(f"{outcome.seconds:8.2f} s  {outcome.file}")
+    for outcome in outcomes:
+        if not outcome.acceptable(hang_s=hang_s):
+            print(
+                f"NOT ACCEPTABLE: {outcome.file}: status {outcome.status}, {outcome.code}, "
+                f"{outcome.seconds:.1f} s"
+            )
+
+
+@contextlib.contextmanager
+def orchestrator() -> Iterator[tuple[str, int]]:
+    """An orchestrator of our own, without an engine: its address and process id."""
+    with socket.create_server(("127.0.0.1", 0)) as free, tempfile.TemporaryDirectory() as folder:
+        port = free.getsockname()[1]
+        free.close()
+        environment = os.environ | {
+            "ORCHESTRATOR_PORT": str(port),
+            "ORCHESTRATOR_DATA_DIR": folder,
+            "ORCHESTRATOR_ENGINE_URL": "http://127.0.0.1:9",
+        }
+        process = subprocess.Popen([sys.executable, "-m", "orchestrator", "serve"], env=environment)
+        try:
+            base_url = f"http://127.0.0.1:{port}"
+            wait_until_alive(base_url, process)
+            yield base_url, process.pid
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def wait_until_alive(base_url: str, process: subprocess.Popen[bytes]) -> None:
+    """
+    Return when the orchestrator answers.
+
+    Raises:
+        RuntimeError: If it ends, or does not answer in time.
+    """
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"the orchestrator ended with exit code {process.returncode}")
+        with contextlib.suppress(httpx2.HTTPError):
+            if httpx2.get(f"{base_url}/healthz").is_success:
+                return
+        time.sleep(0.2)
+    raise RuntimeError(f"the orchestrator does not answer within {START_S:g} s")
+
+
+def run(*, folder: Path, base_url: str, pid: int | None, hang_s: float) -> int:
+    """Upload all files, one after the other, and report; gives the exit code."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".pdf")
+    if not files:
+        print(f"no PDF in {folder}", file=sys.stderr)
+        return 2
+    before = memory_bytes(pid) if pid else 0
+    with httpx2.Client(base_url=base_url, timeout=hang_s + 5) as client:
+        outcomes = [upload(client, path) for path in files]
+        alive = client.get("/healthz").is_success
+    report(outcomes, hang_s=hang_s)
+    if pid:
+        print(f"\nmemory: {before // MIB} MiB before, {memory_bytes(pid) // MIB} MiB after")
+    if not alive:
+        print("NOT ACCEPTABLE: /healthz does not answer 200 afterwards")
+    return 0 if alive and all(o.acceptable(hang_s=hang_s) for o in outcomes) else 1
+
+
+def main() -> int:
+    """Read the command line, and run; gives the exit code."""
+    parser = argparse.ArgumentParser(description="Upload a folder of odd PDFs and see what comes.")
+    parser.add_argument("--pdfs", type=Path, required=True, help="folder of PDFs")
+    parser.add_argument("--base-url", help="a running orchestrator; default: start one")
+    parser.add_argument("--pid", type=int, help="its process id, to see its memory")
+    parser.add_argument(
+        "--hang-s", type=float, default=HANG_S, help="seconds after which a file counts as hanging"
+    )
+    options = parser.parse_args()
+    if options.base_url:
+        return run(
+            folder=options.pdfs,
+            base_url=options.base_url,
+            pid=options.pid,
+            hang_s=options.hang_s,
+        )
+    with orchestrator() as (base_url, pid):
+        return run(folder=options.pdfs, base_url=base_url, pid=pid, hang_s=options.hang_s)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

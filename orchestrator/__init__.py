@@ -1,0 +1,1 @@
+"""The async service between people and the engine."""

@@ -1,0 +1,276 @@
+"""`POST /ask` and `POST /search`."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from orchestrator.api.schemas import (
+    AskRequest,
+    AskResponse,
+    ErrorResponse,
+    PassageOut,
+    SearchRequest,
+    SearchResponse,
+)
+from orchestrator.api.sse import EventStream, frame, unless_disconnected
+from orchestrator.domain import (
+    Answer,
+    AnswerEvent,
+    Citation,
+    DocumentId,
+    Message,
+    Passage,
+    Question,
+    Queued,
+    Sampling,
+    Sources,
+    Token,
+)
+from orchestrator.errors import InvalidParameter
+from orchestrator.pipelines.query import QueryPipeline
+from orchestrator.resilience.deadline import Deadline
+
+DEADLINE_HEADER = "x-request-deadline-ms"
+OPENAI_TIMEOUT_HEADER = "x-stainless-read-timeout"
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionLimits:
+    """What a question may ask for, and what it gets when it does not say."""
+
+    max_question_chars: int
+    max_history_messages: int
+    top_k: int
+    max_top_k: int
+    max_tokens: int
+    max_max_tokens: int
+    request_timeout_s: float
+
+    def question(
+        self,
+        text: str,
+        *,
+        collection: str,
+        document_ids: Sequence[str],
+        top_k: int | None,
+        max_tokens: int | None = None,
+        history: Sequence[Message] = (),
+        sampling: Sampling = Sampling(),
+        param: str = "question",
+    ) -> Question:
+        """
+        A question within the limits.
+
+        Raises:
+            InvalidParameter: If it is outside of them.
+        """
+        self._check(text, param=param)
+        if len(history) > self.max_history_messages:
+            raise InvalidParameter(
+                f"{len(history)} earlier turns were sent; at most {self.max_history_messages} are "
+                "taken. Leave out the oldest.",
+                param="history",
+            )
+        return Question(
+            text=text,
+            collection=collection,
+            top_k=_bounded(top_k or self.top_k, self.max_top_k, "top_k"),
+            max_tokens=_bounded(max_tokens or self.max_tokens, self.max_max_tokens, "max_tokens"),
+            document_ids=tuple(DocumentId(i) for i in document_ids),
+            history=tuple(history),
+            sampling=sampling,
+        )
+
+    def deadline(self, request: Request, timeout_s: float | None) -> Deadline:
+        """The earliest of the default, the body's `timeout_s` and the headers that clients send."""
+        asked = [
+            self.request_timeout_s,
+            timeout_s,
+            _seconds(request, DEADLINE_HEADER, unit_s=0.001),
+            _seconds(request, OPENAI_TIMEOUT_HEADER, unit_s=1.0),
+        ]
+        return Deadline(min(s for s in asked if s is not None))
+
+    def _check(self, text: str, *, param: str) -> None:
+        if not text.strip():
+            raise InvalidParameter("The question is empty. Write one.", param=param)
+        if len(text) > self.max_question_chars:
+            raise InvalidParameter(
+                f"The question has {len(text)} characters; the limit is "
+                f"{self.max_question_chars}. Shorten it.",
+                param=param,
+            )
+
+
+class AskRoutes:
+    """The question's own doors."""
+
+    def __init__(self, *, query: QueryPipeline, limits: QuestionLimits) -> None:
+        self._query = query
+        self._limits = limits
+
+    def router(self) -> APIRouter:
+        """The routes."""
+        router = APIRouter(
+            responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}}
+        )
+        router.add_api_route(
+            "/ask", self.ask, methods=["POST"], response_model=AskResponse, summary="Ask a question"
+        )
+        router.add_api_route(
+            "/search",
+            self.search,
+            methods=["POST"],
+            response_model=SearchResponse,
+            summary="Find passages without generating an answer",
+        )
+        return router
+
+    async def ask(self, body: AskRequest, request: Request) -> Response | dict[str, Any]:
+        """Answer a question from the documents, with numbered sources; JSON or SSE."""
+        question = self._limits.question(
+            body.question,
+            collection=body.collection,
+            document_ids=body.document_ids,
+            top_k=body.top_k,
+            max_tokens=body.max_tokens,
+            history=[Message(m.role, m.content) for m in body.history],
+        )
+        events = self._query.answer(question, self._limits.deadline(request, body.timeout_s))
+        if not body.stream:
+            return await whole_answer(request, events)
+        head = await unless_disconnected(request, first_events(events))
+        return EventStream(_frames(head, events, request), request=request, close=events.aclose)
+
+    async def search(self, body: SearchRequest, request: Request) -> SearchResponse:
+        """Find the passages that fit a question best."""
+        question = self._limits.question(
+            body.question,
+            collection=body.collection,
+            document_ids=body.document_ids,
+            top_k=body.top_k,
+        )
+        deadline = self._limits.deadline(request, body.timeout_s)
+        passages = await unless_disconnected(request, self._query.search(question, deadline))
+        return SearchResponse(passages=[PassageOut(**passage_json(p)) for p in passages])
+
+
+async def first_events(events: AsyncIterator[AnswerEvent]) -> list[AnswerEvent]:
+    """
+    The events up to the first that proves something: a place in the queue, or a token.
+
+    Until then nothing has been sent, so a failure still becomes a proper status.
+    """
+    head: list[AnswerEvent] = []
+    async for event in events:
+        head.append(event)
+        if not isinstance(event, Sources):
+            break
+    return head
+
+
+async def whole_answer(
+    request: Request, events: AsyncGenerator[AnswerEvent, None]
+) -> dict[str, Any]:
+    """The finished answer as JSON; given up if the client hangs up."""
+
+    async def last() -> Answer:
+        async for event in events:
+            if isinstance(event, Answer):
+                return event
+        raise RuntimeError("an answer's events end with the Answer")
+
+    try:
+        answer = await unless_disconnected(request, last())
+    finally:
+        await events.aclose()
+    return answer_json(answer, request.state.request_id)
+
+
+def passage_json(passage: Passage) -> dict[str, Any]:
+    """A passage on the wire."""
+    return {
+        "document_id": passage.document_id,
+        "filename": passage.filename,
+        "page": passage.page,
+        "text": passage.text,
+        "score": round(passage.score, 4),
+    }
+
+
+def citation_json(citation: Citation) -> dict[str, Any]:
+    """A citation on the wire."""
+    return {"n": citation.n, "cited": citation.cited, **passage_json(citation.passage)}
+
+
+def answer_json(answer: Answer, request_id: str) -> dict[str, Any]:
+    """A whole answer on the wire."""
+    timings = answer.timings
+    return {
+        "answer": answer.text,
+        "citations": [citation_json(c) for c in answer.citations],
+        "degraded": None,
+        "finish_reason": answer.finish_reason,
+        "usage": {
+            "prompt_tokens": answer.usage.prompt_tokens,
+            "completion_tokens": answer.usage.completion_tokens,
+        },
+        "timings_ms": {
+            "queue": round(timings.queue_ms, 1),
+            "retrieve": round(timings.retrieve_ms, 1),
+            "first_token": round(timings.first_token_ms, 1),
+            "total": round(timings.total_ms, 1),
+        },
+        "request_id": request_id,
+    }
+
+
+async def _frames(
+    head: list[AnswerEvent], events: AsyncIterator[AnswerEvent], request: Request
+) -> AsyncIterator[str]:
+    for event in head:
+        yield _frame(event, request)
+    async for event in events:
+        yield _frame(event, request)
+
+
+def _frame(event: AnswerEvent, request: Request) -> str:
+    match event:
+        case Token(text):
+            return frame({"text": text}, "token")
+        case Queued(position, eta_s):
+            return frame({"position": position, "eta_s": eta_s}, "queued")
+        case Sources(passages):
+            listed = [{"n": n, **passage_json(p)} for n, p in enumerate(passages, start=1)]
+            return frame({"citations": listed}, "sources")
+        case Answer():
+            return frame(answer_json(event, request.state.request_id), "done")
+
+
+def _bounded(value: int, limit: int, param: str) -> int:
+    if value > limit:
+        raise InvalidParameter(f"{param} is {value}; the limit is {limit}.", param=param)
+    return value
+
+
+def _seconds(request: Request, header: str, *, unit_s: float) -> float | None:
+    """
+    A time that the caller gave in a header, in seconds.
+
+    Raises:
+        InvalidParameter: If our own header holds no positive number; foreign ones are forgiven.
+    """
+    text = request.headers.get(header)
+    if text is None:
+        return None
+    try:
+        seconds = float(text) * unit_s
+    except ValueError:
+        seconds = 0.0
+    if 0 < seconds < float("inf"):
+        return seconds
+    if header == DEADLINE_HEADER:
+        raise InvalidParameter(f"{header} must be a positive number of milliseconds.", param=header)
+    return None

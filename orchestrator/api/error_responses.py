@@ -1,0 +1,171 @@
+"""
+The one table from error class to HTTP, and the one shape that every error has on the wire.
+
+`{"error": {"message", "type", "code", "param"}}`, as OpenAI's clients expect it.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, cast
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from orchestrator import errors
+from orchestrator.errors import OrchestratorError
+
+logger = logging.getLogger(__name__)
+
+INVALID = "invalid_request_error"
+OVERLOADED = "overloaded_error"
+SERVER = "server_error"
+TIMEOUT = "timeout_error"
+CLIENT_CLOSED_REQUEST = 499
+"""Nginx's word for a client that hung up; seen in logs and metrics only."""
+
+STATUS: Mapping[type[OrchestratorError], tuple[int, str]] = {
+    errors.Internal: (HTTPStatus.INTERNAL_SERVER_ERROR, SERVER),
+    errors.RequestError: (HTTPStatus.BAD_REQUEST, INVALID),
+    errors.InvalidRequest: (HTTPStatus.BAD_REQUEST, INVALID),
+    errors.InvalidParameter: (HTTPStatus.UNPROCESSABLE_ENTITY, INVALID),
+    errors.ContextTooLong: (HTTPStatus.BAD_REQUEST, INVALID),
+    errors.ModelNotFound: (HTTPStatus.NOT_FOUND, INVALID),
+    errors.RouteNotFound: (HTTPStatus.NOT_FOUND, INVALID),
+    errors.MethodNotAllowed: (HTTPStatus.METHOD_NOT_ALLOWED, INVALID),
+    errors.BodyTooLarge: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, INVALID),
+    errors.UnsupportedMediaType: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, INVALID),
+    errors.DocumentNotFound: (HTTPStatus.NOT_FOUND, INVALID),
+    errors.CollectionNotFound: (HTTPStatus.NOT_FOUND, INVALID),
+    errors.DocumentNotReady: (HTTPStatus.CONFLICT, INVALID),
+    errors.ClientClosed: (CLIENT_CLOSED_REQUEST, INVALID),
+    errors.DocumentError: (HTTPStatus.UNPROCESSABLE_ENTITY, INVALID),
+    errors.NotAPdf: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, INVALID),
+    errors.EmptyFile: (HTTPStatus.BAD_REQUEST, INVALID),
+    errors.DamagedDocument: (HTTPStatus.UNPROCESSABLE_ENTITY, INVALID),
+    errors.EncryptedDocument: (HTTPStatus.UNPROCESSABLE_ENTITY, INVALID),
+    errors.NoTextInDocument: (HTTPStatus.UNPROCESSABLE_ENTITY, INVALID),
+    errors.NoPages: (HTTPStatus.UNPROCESSABLE_ENTITY, INVALID),
+    errors.TooManyPages: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, INVALID),
+    errors.DocumentTooLarge: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, INVALID),
+    errors.ParserTimeout: (HTTPStatus.UNPROCESSABLE_ENTITY, INVALID),
+    errors.ParserOutOfMemory: (HTTPStatus.UNPROCESSABLE_ENTITY, INVALID),
+    errors.StorageFull: (HTTPStatus.INSUFFICIENT_STORAGE, SERVER),
+    errors.StoreUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, SERVER),
+    errors.EmbedderUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, SERVER),
+    errors.NotReady: (HTTPStatus.SERVICE_UNAVAILABLE, SERVER),
+    errors.Overloaded: (HTTPStatus.TOO_MANY_REQUESTS, OVERLOADED),
+    errors.QueueFull: (HTTPStatus.TOO_MANY_REQUESTS, OVERLOADED),
+    errors.QueueTimeout: (HTTPStatus.TOO_MANY_REQUESTS, OVERLOADED),
+    errors.DeadlineExceeded: (HTTPStatus.GATEWAY_TIMEOUT, TIMEOUT),
+    errors.EngineError: (HTTPStatus.BAD_GATEWAY, SERVER),
+    errors.EngineUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, SERVER),
+    errors.EngineOverloaded: (HTTPStatus.TOO_MANY_REQUESTS, OVERLOADED),
+    errors.EngineTimeout: (HTTPStatus.GATEWAY_TIMEOUT, TIMEOUT),
+    errors.EngineRejected: (HTTPStatus.BAD_GATEWAY, SERVER),
+    errors.EngineProtocolError: (HTTPStatus.BAD_GATEWAY, SERVER),
+}
+
+MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1, 60
+"""Older OpenAI clients ignore a Retry-After above 60 s."""
+
+OPENAI_PREFIX = "/v1/"
+
+
+def error_body(error: OrchestratorError) -> dict[str, Any]:
+    """The error as it goes over the wire, in a body or in an event."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": STATUS[type(error)][1],
+            "code": error.code,
+            "param": error.param,
+        }
+    }
+
+
+def error_headers(error: OrchestratorError) -> dict[str, str]:
+    """`Retry-After`, in seconds and in milliseconds, where the error knows when."""
+    if error.retry_after_s is None:
+        return {}
+    seconds = min(max(error.retry_after_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
+    return {"Retry-After": str(math.ceil(seconds)), "retry-after-ms": str(int(seconds * 1000))}
+
+
+def error_response(error: OrchestratorError, *, path: str = "") -> Response:
+    """
+    The error as a response.
+
+    A wrong parameter is 422 on our own routes and 400 below /v1, as OpenAI has it.
+    """
+    status = STATUS[type(error)][0]
+    if isinstance(error, errors.InvalidParameter) and path.startswith(OPENAI_PREFIX):
+        status = HTTPStatus.BAD_REQUEST
+    return JSONResponse(error_body(error), status, error_headers(error))
+
+
+def validation_error(exc: RequestValidationError) -> OrchestratorError:
+    """The first thing that is wrong with a request, in one sentence."""
+    first = exc.errors()[0]
+    place = [str(part) for part in first["loc"] if part not in {"body", "query", "path"}]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "it cannot be parsed")
+        return errors.InvalidRequest(f"The body is not JSON: {reason}.")
+    field = ".".join(place)
+    if not field:
+        return errors.InvalidRequest(
+            "The body must be a JSON object; send Content-Type: application/json."
+        )
+    more = len(exc.errors()) - 1
+    also = f" ({more} more field{'s' if more > 1 else ''} wrong)" if more else ""
+    return errors.InvalidParameter(f"{field}: {first['msg']}{also}.", param=field)
+
+
+def http_error(exc: HTTPException) -> OrchestratorError:
+    """What the framework itself refuses, as one of ours."""
+    if isinstance(exc.__cause__, OrchestratorError):  # raised while the framework read the body
+        return exc.__cause__
+    if exc.status_code == HTTPStatus.NOT_FOUND:
+        return errors.RouteNotFound("There is no such route. GET /openapi.json lists all of them.")
+    if exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return errors.MethodNotAllowed("This route does not take that method.")
+    return errors.InvalidRequest(str(exc.detail))
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of `app` leave in the one shape."""
+
+    async def ours(request: Request, exc: Exception) -> Response:
+        return _seen(request, cast("OrchestratorError", exc))
+
+    async def invalid(request: Request, exc: Exception) -> Response:
+        return _seen(request, validation_error(cast("RequestValidationError", exc)))
+
+    async def framework(request: Request, exc: Exception) -> Response:
+        return _seen(request, http_error(cast("HTTPException", exc)))
+
+    app.add_exception_handler(OrchestratorError, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, framework)
+
+
+def internal_error(exc: Exception) -> OrchestratorError:
+    """What a caller is told of a bug; the traceback goes to the log."""
+    logger.error("unexpected error", exc_info=exc)
+    return errors.Internal(
+        "Something of ours broke. The log tells what, under this request's X-Request-ID."
+    )
+
+
+def _seen(request: Request, error: OrchestratorError) -> Response:
+    request.state.outcome = error.code
+    return error_response(error, path=request.url.path)
+
+
+def dumps(payload: Mapping[str, Any]) -> str:
+    """JSON for one event: compact, and on one line."""
+    return json.dumps(payload, ensure_ascii=False, separators=(",", ":"))

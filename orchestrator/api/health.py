@@ -1,0 +1,94 @@
+"""`/healthz`, `/readyz`, `/metrics`, `/status`, and what `/` says."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Literal
+
+from fastapi import APIRouter, Response
+from starlette.responses import JSONResponse, PlainTextResponse
+
+from orchestrator.telemetry.metrics import Metrics
+
+Health = Literal["ok", "degraded", "down"]
+
+WELCOME = """\
+Tidegate answers questions over your PDFs, with cited pages.
+
+  POST /upload               multipart, field `file`
+  GET  /documents            what is there, and how far it is
+  POST /ask                  {"question": "..."}
+  POST /v1/chat/completions  the same, for OpenAI clients
+  GET  /status               what the service is doing
+  GET  /openapi.json         every route
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    """How one dependency is. `detail` says why, in words, unless it is ok."""
+
+    status: Health
+    detail: str = ""
+
+
+class HealthRoutes:
+    """
+    What operators and load balancers ask.
+
+    Args:
+        dependencies: Looked at for each `/readyz`; ready means that none is down.
+        status: The whole picture, for people.
+    """
+
+    def __init__(
+        self,
+        *,
+        dependencies: Callable[[], Awaitable[dict[str, Dependency]]],
+        status: Callable[[], Awaitable[dict[str, Any]]],
+        metrics: Metrics,
+    ) -> None:
+        self._dependencies = dependencies
+        self._status = status
+        self._metrics = metrics
+
+    def router(self) -> APIRouter:
+        """The routes."""
+        router = APIRouter()
+        router.add_api_route("/healthz", self.alive, methods=["GET"])
+        router.add_api_route("/readyz", self.ready, methods=["GET"])
+        router.add_api_route("/metrics", self.metrics, methods=["GET"])
+        router.add_api_route("/status", self.status, methods=["GET"])
+        router.add_api_route("/", self.welcome, methods=["GET"], include_in_schema=False)
+        return router
+
+    async def alive(self) -> dict[str, str]:
+        """Say that the process answers; restart it if this does not."""
+        return {"status": "ok"}
+
+    async def ready(self) -> Response:
+        """Say whether questions can be answered now, and what each dependency does."""
+        found = await self._dependencies()
+        worst: Health = "ok"
+        for dependency in found.values():
+            worst = max(worst, dependency.status, key=("ok", "degraded", "down").index)
+        body = {
+            "status": worst,
+            "dependencies": {
+                name: {"status": d.status, "detail": d.detail} for name, d in found.items()
+            },
+        }
+        down = worst == "down"
+        return JSONResponse(body, HTTPStatus.SERVICE_UNAVAILABLE if down else HTTPStatus.OK)
+
+    async def metrics(self) -> Response:
+        """Give every series in Prometheus' text format."""
+        return PlainTextResponse(self._metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def status(self) -> dict[str, Any]:
+        """Show queue, engine, documents and memory at one look."""
+        return await self._status()
+
+    async def welcome(self) -> Response:
+        """Point a visitor to the routes."""
+        return PlainTextResponse(WELCOME)

@@ -1,0 +1,234 @@
+"""The `tidegate` command: what a person types."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from orchestrator.client import Client, ClientError, ServerEvent
+
+Url = Annotated[
+    str, typer.Option("--url", envvar="TIDEGATE_URL", help="Where the orchestrator listens.")
+]
+ControlUrl = Annotated[
+    str,
+    typer.Option(
+        "--control-url", envvar="TIDEGATE_CONTROL_URL", help="Where model_server listens."
+    ),
+]
+Collection = Annotated[
+    str, typer.Option(help="Which documents; a new name makes a new collection.")
+]
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+DEFAULT_CONTROL_URL = "http://127.0.0.1:8081"
+GIB = 1024**3
+
+cli = typer.Typer(
+    help="Ask your own PDFs, with cited pages.", no_args_is_help=True, add_completion=False
+)
+
+
+@cli.command()
+def add(
+    files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="PDFs.")],
+    url: Url = DEFAULT_URL,
+    collection: Collection = "default",
+) -> None:
+    """Add PDFs, and show how far each one is."""
+    failures = 0
+    with Client(url) as client, _bars() as progress:
+        for path in files:
+            failures += not _add_one(client, path, collection, progress)
+    if failures:
+        raise typer.Exit(1)
+
+
+@cli.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="In your own words.")],
+    url: Url = DEFAULT_URL,
+    collection: Collection = "default",
+    document: Annotated[list[str] | None, typer.Option(help="Search only this id.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+) -> None:
+    """Ask a question; the answer streams, then its sources are listed."""
+    body: dict[str, Any] = {
+        "question": question,
+        "collection": collection,
+        "document_ids": document or [],
+    }
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
+    out = Console(soft_wrap=True)
+    with Client(url) as client, _told():
+        for event in client.ask(body):
+            _show_event(event, out)
+
+
+@cli.command()
+def status(url: Url = DEFAULT_URL) -> None:
+    """Show what the service is doing."""
+    with Client(url) as client, _told():
+        found = client.get("/status")
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in _status_rows(found):
+        table.add_row(f"[bold]{name}[/bold]", escape(value))
+    Console().print(table)
+
+
+@cli.command()
+def plan(control_url: ControlUrl = DEFAULT_CONTROL_URL) -> None:
+    """Show how the engine's memory was planned."""
+    with Client(control_url) as client, _told():
+        found = client.get("/plan")
+    table = Table("what", "bytes", "note", title="memory plan")
+    for row in found.get("lines", found.get("rows", [])):
+        table.add_row(*(escape(str(cell)) for cell in _plan_row(row)))
+    Console().print(table)
+
+
+@cli.command()
+def doctor(url: Url = DEFAULT_URL) -> None:
+    """Check each part, and say what to do about what is not well."""
+    out = Console(soft_wrap=True)
+    try:
+        with Client(url) as client:
+            ready, found = client.get("/readyz"), client.get("/status")
+    except ClientError as exc:
+        out.print(f"[red]✗[/red] orchestrator: {escape(str(exc))}")
+        raise typer.Exit(1) from exc
+    out.print(f"[green]✓[/green] orchestrator {found['version']} at {url}")
+    well = True
+    for name, dependency in ready["dependencies"].items():
+        fine = dependency["status"] == "ok"
+        well = well and fine
+        mark = "[green]✓[/green]" if fine else "[red]✗[/red]"
+        out.print(f"{mark} {name} {dependency['status']} {escape(dependency['detail'])}".rstrip())
+    if not found["engine"]["exact_token_counts"]:
+        out.print("[yellow]![/yellow] token counts are estimates: set ORCHESTRATOR_TOKENIZER")
+    failed = found["documents"]["by_status"].get("failed", 0)
+    if failed:
+        out.print(f"[yellow]![/yellow] {failed} documents failed: GET /documents tells why")
+    if not well:
+        raise typer.Exit(1)
+
+
+@cli.command()
+def serve() -> None:
+    """Run the orchestrator; settings come from ORCHESTRATOR_* variables."""
+    from orchestrator.server import run  # noqa: PLC0415 - the other commands need no server
+
+    raise typer.Exit(run())
+
+
+@cli.command()
+def config() -> None:
+    """Show every setting: effective value, where it comes from, what it does."""
+    from orchestrator.server import config_text  # noqa: PLC0415 - as above
+
+    sys.stdout.write(config_text())
+
+
+def _bars() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[state]}"),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _add_one(client: Client, path: Path, collection: str, progress: Progress) -> bool:
+    """Whether the file became searchable."""
+    bar = progress.add_task(escape(path.name), total=path.stat().st_size, state="uploading")
+    try:
+        document = client.upload(
+            path, collection=collection, on_bytes=lambda n: progress.advance(bar, n)
+        )
+        for document in client.follow(document["id"]):  # noqa: B020 - the same one, further on
+            _show_document(document, progress, bar)
+    except ClientError as exc:
+        progress.update(bar, state="[red]refused[/red]")
+        progress.console.print(f"[red]{escape(path.name)}: {escape(str(exc))}[/red]")
+        return False
+    if document["error"]:
+        progress.console.print(
+            f"[red]{escape(path.name)}: {escape(document['error']['message'])}[/red]"
+        )
+        return False
+    if document["warning"]:
+        progress.console.print(
+            f"[yellow]{escape(path.name)}: {escape(document['warning'])}[/yellow]"
+        )
+    return True
+
+
+def _show_document(document: dict[str, Any], progress: Progress, bar: TaskID) -> None:
+    state = document["status"]
+    if state == "parsing":
+        state = f"page {document['pages_done']} of {document['pages']}"
+    if state == "ready":
+        state = f"[green]ready[/green], {document['pages']} pages"
+    progress.update(bar, state=state)
+
+
+def _show_event(event: ServerEvent, out: Console) -> None:
+    if event.name == "queued":
+        eta = event.data["eta_s"]
+        about = f", about {eta:.0f} s" if eta is not None else ""
+        Console(stderr=True).print(f"[dim]waiting: place {event.data['position']}{about}[/dim]")
+    elif event.name == "token":
+        out.print(event.data["text"], end="", markup=False, highlight=False)
+    elif event.name == "done":
+        out.print("\n")
+        for citation in event.data["citations"]:
+            mark = "bold" if citation["cited"] else "dim"
+            line = f"[{citation['n']}] {citation['filename']}, page {citation['page']}"
+            out.print(f"[{mark}]{escape(line)}[/{mark}]")
+
+
+def _status_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    gate, engine, documents = found["gate"], found["engine"], found["documents"]
+    served = engine["model"] or "not ready"
+    server = engine["model_server"]
+    if server is not None:
+        served += f" ({server.get('state')}{': ' + server['phase'] if server.get('phase') else ''})"
+    return [
+        ("engine", f"{served} at {engine['url']}, window {engine['max_model_len']} tokens"),
+        (
+            "gate",
+            f"{gate['running']} of {gate['max_concurrent']} running, {gate['queued']} waiting",
+        ),
+        (
+            "documents",
+            f"{documents['total']} ({documents['chunks']} chunks), {documents['queued']} waiting",
+        ),
+        ("memory", f"{found['memory']['rss_bytes'] / GIB:.2f} GiB"),
+        ("uptime", f"{found['uptime_s']:.0f} s"),
+    ]
+
+
+def _plan_row(row: Any) -> tuple[Any, Any, Any]:
+    if isinstance(row, dict):
+        return tuple([*row.values(), "", "", ""][:3])
+    return tuple([*row, "", "", ""][:3])
+
+
+class _told:  # noqa: N801 - used as a statement, like contextlib's own
+    """Errors of the client become one line and exit code 1."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, ClientError):
+            Console(stderr=True).print(f"[red]{escape(str(error))}[/red]")
+            raise typer.Exit(1) from error

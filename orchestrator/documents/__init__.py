@@ -1,0 +1,1 @@
+"""PDF bytes become chunks, in a process of their own."""

@@ -1,0 +1,142 @@
+"""
+The program that reads PDFs: one JSON request a line on stdin, JSON replies on stdout.
+
+    python -m orchestrator.documents.parser_process --memory-bytes 1073741824 --niceness 5
+
+    up    {"ready": true, "confined": ["files", "core", "parent", "network", "memory"]}   once
+    down  {"op": "inspect", "path": "…", "max_pages": 5000, "cpu_s": 10}
+    up    {"info": {"pages": 12}}
+    down  {"op": "pages", "path": "…", "first": 1, "last": 16, "max_pages": 5000,
+           "max_chars_per_page": 400000, "cpu_s": 10}
+    up    {"page": {"number": 1, "text": "…", "flaw": null}}    one a page
+    up    {"done": true, "resident_bytes": 61000000}            ends every request
+    up    {"error": {"code": "damaged_document", "message": "…"}}    instead of that
+
+The end of stdin ends the process; so does the death of its parent, too much CPU time (SIGXCPU), or
+too much memory (an error, then exit code 3: the heap is not worth keeping).
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+from orchestrator.documents.confinement import allow_cpu, confine, resident_bytes
+from orchestrator.documents.findings import FlawedPage
+from orchestrator.documents.pdf import OpenPdf
+from orchestrator.domain import Page
+from orchestrator.errors import OrchestratorError, ParserOutOfMemory
+
+Reply: TypeAlias = dict[str, Any]
+
+EXIT_OUT_OF_MEMORY = 3
+
+
+class PdfServer:
+    """Answers requests about one file after the other; the file of the last request stays open."""
+
+    def __init__(self) -> None:
+        self._path: str | None = None
+        self._pdf: OpenPdf | None = None
+
+    def answer(self, request: dict[str, Any]) -> Iterator[Reply]:
+        """
+        The replies to a request, each as soon as it is known.
+
+        Raises:
+            MemoryError: If the file needs more than the process may have.
+        """
+        cpu_s = float(request["cpu_s"])
+        allow_cpu(cpu_s)
+        try:
+            if request["op"] == "inspect":
+                yield {"info": {"pages": self._open(request, again=True).info.pages}}
+            else:
+                yield from self._pages(request, cpu_s=cpu_s)
+        except OrchestratorError as exc:
+            yield {"error": {"code": exc.code, "message": exc.message}}
+        else:
+            yield {"done": True, "resident_bytes": resident_bytes()}
+        finally:
+            if request["op"] == "inspect":
+                self._path = self._pdf = None
+
+    def _pages(self, request: dict[str, Any], *, cpu_s: float) -> Iterator[Reply]:
+        pages = self._open(request).read_pages(
+            first=int(request["first"]),
+            last=int(request["last"]),
+            max_chars_per_page=int(request["max_chars_per_page"]),
+        )
+        for page in pages:
+            yield {"page": _as_json(page)}
+            allow_cpu(cpu_s)
+
+    def _open(self, request: dict[str, Any], *, again: bool = False) -> OpenPdf:
+        path = str(request["path"])
+        if again or self._pdf is None or self._path != path:
+            self._path = self._pdf = None
+            self._pdf = OpenPdf.open(Path(path), max_pages=int(request["max_pages"]))
+            self._path = path
+        return self._pdf
+
+
+def _as_json(page: Page) -> Reply:
+    flaw = page.reason if isinstance(page, FlawedPage) else None
+    return {"number": page.number, "text": page.text, "flaw": flaw}
+
+
+def serve(requests: BinaryIO, replies: BinaryIO) -> int:
+    """Answer requests until there are no more; gives the exit code."""
+    server = PdfServer()
+    for line in requests:
+        try:
+            for reply in server.answer(json.loads(line)):
+                _write(replies, reply)
+        except MemoryError:
+            del server
+            message = "Reading the PDF took more memory than the limit."
+            _write(replies, {"error": {"code": ParserOutOfMemory.code, "message": message}})
+            return EXIT_OUT_OF_MEMORY
+    return 0
+
+
+def _write(stream: BinaryIO, reply: Reply) -> None:
+    stream.write(json.dumps(reply, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+    stream.flush()
+
+
+def _take_stdout() -> BinaryIO:
+    """The real stdout, out of reach of whatever prints: the wire carries replies only."""
+    replies = os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    return replies
+
+
+def _muted() -> None:
+    # pypdf reports every oddity of a file; document text must not reach a log.
+    logging.disable()
+    warnings.simplefilter("ignore")
+
+
+def main(argv: list[str]) -> int:
+    """Confine this process, then serve; gives the exit code."""
+    parser = argparse.ArgumentParser(prog="parser_process", description="Reads PDFs over a pipe.")
+    parser.add_argument("--memory-bytes", type=int, required=True)
+    parser.add_argument("--niceness", type=int, default=0)
+    options = parser.parse_args(argv)
+    replies = _take_stdout()
+    _muted()
+    confined = confine(memory_bytes=options.memory_bytes, niceness=options.niceness)
+    _write(replies, {"ready": True, "confined": confined})
+    return serve(sys.stdin.buffer, replies)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,258 @@
+"""
+The nouns of the orchestrator: what a document, a chunk, a passage and an answer are.
+
+Immutable values without behaviour. Every other module may import this one; this one imports
+nothing of ours.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, NewType, TypeAlias
+
+import numpy as np
+
+DocumentId = NewType("DocumentId", str)
+ChunkId = NewType("ChunkId", int)
+
+Embeddings: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+"""(n, d) float32, rows of unit length."""
+
+
+class DocumentStatus(StrEnum):
+    """Where a document is on its way to being searchable."""
+
+    QUEUED = "queued"
+    PARSING = "parsing"
+    EMBEDDING = "embedding"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """
+    One uploaded PDF.
+
+    Attributes:
+        pages: Number of pages; 0 until the file was opened.
+        pages_done: Pages whose text has been read.
+        error_code: Stable word from `errors.py` once the status is FAILED.
+        error_message: The sentence that goes with it.
+        warning: What a READY document lacks, e.g. pages without text; None when nothing.
+        created_at: Seconds since the epoch.
+    """
+
+    id: DocumentId
+    collection: str
+    filename: str
+    sha256: str
+    size_bytes: int
+    status: DocumentStatus
+    created_at: float
+    pages: int = 0
+    pages_done: int = 0
+    chunks: int = 0
+    error_code: str | None = None
+    error_message: str | None = None
+    warning: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """The text of one page, as a reader would see it. `number` starts at 1."""
+
+    number: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """
+    The unit that is embedded, stored and found.
+
+    Attributes:
+        ordinal: Position in its document, from 0.
+        page: First page of the text, from 1.
+        page_end: Last page of the text.
+        char_start: Offset of the first character in the text of `page`.
+        char_end: Offset after the last character in the text of `page_end`.
+        heading: Nearest heading above the text, or "".
+        num_tokens: Exact length in the embedder's tokens, special tokens left out.
+    """
+
+    ordinal: int
+    text: str
+    page: int
+    page_end: int
+    char_start: int
+    char_end: int
+    heading: str
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """
+    A chunk as it was found for a question, best first.
+
+    Attributes:
+        score: Cosine similarity of question and chunk in [-1, 1]; the relevance that users see.
+        prompt_tokens: Tokens that the text takes in the engine's tokenizer.
+    """
+
+    chunk_id: ChunkId
+    document_id: DocumentId
+    filename: str
+    page: int
+    page_end: int
+    char_start: int
+    char_end: int
+    text: str
+    score: float
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation, in OpenAI's roles."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the engine chooses tokens; None leaves a knob at the engine's default."""
+
+    temperature: float = 0.0
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """
+    What a caller asks, already validated.
+
+    Attributes:
+        document_ids: Search only these; empty means the whole collection.
+        top_k: Passages to put before the model at most.
+        max_tokens: Longest answer, in the engine's tokens.
+        history: Earlier turns, oldest first.
+    """
+
+    text: str
+    collection: str
+    top_k: int
+    max_tokens: int
+    document_ids: tuple[DocumentId, ...] = ()
+    history: tuple[Message, ...] = ()
+    sampling: Sampling = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """
+    A numbered source of an answer.
+
+    Attributes:
+        n: The number that `[n]` marks in the answer refer to, from 1.
+        cited: Whether the answer's text carries the mark.
+    """
+
+    n: int
+    passage: Passage
+    cited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the engine counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Milliseconds a request spent, phase by phase; 0 for a phase that did not happen."""
+
+    queue_ms: float = 0.0
+    retrieve_ms: float = 0.0
+    first_token_ms: float = 0.0
+    total_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The request waits. `position` counts from 1; `eta_s` is None while nothing is known."""
+
+    position: int
+    eta_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """The passages that the answer will be made from, numbered from 1 in this order."""
+
+    passages: tuple[Passage, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A piece of the answer's text."""
+
+    text: str
+
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The whole answer, once the engine has finished."""
+
+    text: str
+    citations: tuple[Citation, ...]
+    usage: Usage
+    timings: Timings
+    finish_reason: FinishReason = "stop"
+
+
+AnswerEvent: TypeAlias = Queued | Sources | Token | Answer
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChunk:
+    """
+    One step of an engine's stream.
+
+    Attributes:
+        text: New text; may be empty.
+        finish_reason: Set on the last step that carries text.
+        usage: Set once, when the engine reports it.
+    """
+
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChunk:
+    """A chunk with its vector, as ingestion hands it to the store."""
+
+    chunk: Chunk
+    embedding: np.ndarray[tuple[int], np.dtype[np.float32]]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreCounts:
+    """What a store holds."""
+
+    documents: int = 0
+    ready: int = 0
+    chunks: int = 0
+    by_status: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Passages and a question become an answer."""

@@ -1,0 +1,99 @@
+"""Share the context window between instructions, history, passages and the answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.domain import Message, Passage, Question
+from orchestrator.errors import ContextTooLong
+from orchestrator.generation.prompt import assemble, passage_block
+from orchestrator.generation.tokenizer import TokenCounter
+
+BLOCK_MARGIN_TOKENS = 4
+"""Tokens that joining a passage's block to its neighbours may add to the sum of the parts."""
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPrompt:
+    """
+    A prompt that fits.
+
+    Attributes:
+        passages: Those that found room, best first.
+        prompt_tokens: What the prompt takes; exact if the counter is.
+    """
+
+    messages: tuple[Message, ...]
+    passages: tuple[Passage, ...]
+    prompt_tokens: int
+
+
+def fit(
+    question: Question, passages: Sequence[Passage], *, counter: TokenCounter, window_tokens: int
+) -> FittedPrompt:
+    """
+    The largest prompt that leaves room for `question.max_tokens`.
+
+    Passages give way before the question does, worst first; history gives way before passages,
+    oldest first.
+
+    Raises:
+        ContextTooLong: If the question alone does not fit.
+    """
+    room = window_tokens - question.max_tokens
+    history = _history_that_fits(question, counter=counter, room=room)
+    left = room - counter.count_messages(assemble(question.text, (), history))
+    kept: list[Passage] = []
+    for passage in passages:
+        cost = _block_tokens(len(kept) + 1, passage, counter)
+        if cost > left:
+            break
+        kept.append(passage)
+        left -= cost
+    return _confirm(question, kept, history, counter=counter, room=room)
+
+
+def _history_that_fits(
+    question: Question, *, counter: TokenCounter, room: int
+) -> tuple[Message, ...]:
+    """The newest turns that leave half of the room to the passages; system turns always stay."""
+    bare = counter.count_messages(assemble(question.text, ()))
+    if bare > room:
+        raise ContextTooLong(
+            f"The question takes {bare} tokens, and only {room} are left beside an answer of "
+            f"{question.max_tokens}. Shorten the question, or ask for a shorter answer.",
+            param="question",
+        )
+    kept = list(question.history)
+    while kept:
+        if counter.count_messages(assemble(question.text, (), kept)) <= (room + bare) // 2:
+            break
+        oldest = next((i for i, m in enumerate(kept) if m.role != "system"), None)
+        if oldest is None:
+            raise ContextTooLong(
+                "The system message leaves no room for passages. Shorten it.", param="messages"
+            )
+        del kept[oldest]
+    return tuple(kept)
+
+
+def _block_tokens(n: int, passage: Passage, counter: TokenCounter) -> int:
+    """A passage's cost: its text was counted at ingestion, only the line above it is new."""
+    header = passage_block(n, passage).removesuffix(f"{passage.text}\n")
+    return counter.count(header) + passage.prompt_tokens + BLOCK_MARGIN_TOKENS
+
+
+def _confirm(
+    question: Question,
+    kept: list[Passage],
+    history: tuple[Message, ...],
+    *,
+    counter: TokenCounter,
+    room: int,
+) -> FittedPrompt:
+    """The exact count of the assembled prompt; parts that do not add up cost the last passage."""
+    while True:
+        messages = assemble(question.text, kept, history)
+        tokens = counter.count_messages(messages)
+        if tokens <= room or not kept:
+            return FittedPrompt(tuple(messages), tuple(kept), tokens)
+        kept.pop()

@@ -1,0 +1,1 @@
+"""The two spines: a request's way and a document's way."""

@@ -1,0 +1,1 @@
+"""Chunks become findable, and are found."""

@@ -1,0 +1,277 @@
+"""
+The parent's side of the embedder: texts in, unit vectors out, questions before documents.
+
+One request is with the child process at a time. Questions that wait are sent first and together;
+passages go in micro-batches, so a question never waits behind more than one of those.
+"""
+
+import asyncio
+import copy
+import sys
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from orchestrator.domain import Embeddings
+from orchestrator.errors import EmbedderUnavailable, QueueFull
+from orchestrator.retrieval.arrays import Vector
+from orchestrator.retrieval.embedder_child import ChildLostError, EmbedderChild
+
+_MAX_FAILED_STARTS = 5
+_BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """Texts that travel together, and the future that their vectors resolve."""
+
+    texts: Sequence[str]
+    result: "asyncio.Future[Embeddings]"
+    retries: int
+
+
+class Embedder:
+    """
+    The embedding model, in a process that is restarted whenever it dies or falls silent.
+
+    The question in flight when that happens fails; passages in flight are tried once more; what
+    waits goes on waiting, except when the process cannot be started again.
+
+    Args:
+        model: Folder of a sentence-transformers model.
+        threads: CPU threads of the child.
+        max_batch: Texts that the child computes at once; the longest that a question waits for.
+        max_queued: Requests that may wait in a lane.
+        start_timeout_s: Longest that loading the model may take, in seconds.
+        request_timeout_s: Silence after which the child counts as hung, in seconds.
+        device: Where the child computes, in torch's words.
+        command: How to start the child; ours unless a test says otherwise.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Path,
+        threads: int,
+        max_batch: int = 16,
+        max_queued: int = 256,
+        start_timeout_s: float = 120.0,
+        request_timeout_s: float = 30.0,
+        device: str = "cpu",
+        command: Sequence[str] | None = None,
+    ) -> None:
+        self._command = command or (
+            *(sys.executable, "-m", "orchestrator.retrieval.embedder_process"),
+            *("--model", str(model), "--threads", str(threads), "--device", device),
+            *("--max-batch", str(max_batch)),
+        )
+        self._max_batch = max_batch
+        self._max_queued = max_queued
+        self._start_timeout_s = start_timeout_s
+        self._request_timeout_s = request_timeout_s
+        self._queries: deque[_Job] = deque()
+        self._passages: deque[_Job] = deque()
+        self._wake = asyncio.Event()
+        self._child: EmbedderChild | None = None
+        self._server: asyncio.Task[None] | None = None
+        self._failed_starts = 0
+        self._closed = False
+        self.dimension = 0
+        self.max_tokens = 0
+        self.dtype = ""
+        self.restarts = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child process runs and has its model loaded."""
+        return self._child is not None and self._child.running
+
+    @property
+    def waiting(self) -> tuple[int, int]:
+        """Requests that wait: (questions, micro-batches of passages)."""
+        return len(self._queries), len(self._passages)
+
+    async def start(self) -> None:
+        """
+        Start the child and wait until its model is loaded.
+
+        Raises:
+            EmbedderUnavailable: If it does not come up.
+        """
+        try:
+            await self._start_child()
+        except ChildLostError as exc:
+            raise EmbedderUnavailable(f"The embedder did not start: {exc}.") from exc
+        self._server = asyncio.create_task(self._serve(), name="embedder")
+
+    async def aclose(self) -> None:
+        """End the child; whoever still waits is told."""
+        self._closed = True
+        if self._server is not None:
+            self._server.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._server
+            self._server = None
+        await self._stop_child()
+        self._fail_waiting(_shutting_down())
+
+    async def embed_query(self, text: str) -> Vector:
+        """
+        The question's vector: (d,) float32 of unit length.
+
+        Raises:
+            QueueFull: If too many questions wait already.
+            EmbedderUnavailable: If the child is gone; it is being restarted.
+        """
+        rows = await self._submit(self._queries, [text], retries=0)
+        query: Vector = rows[0]
+        return query
+
+    async def embed_passages(self, texts: Sequence[str]) -> Embeddings:
+        """
+        One row per text, in the order of the texts: (n, d) float32 of unit length.
+
+        Raises:
+            QueueFull: If too many callers wait already.
+            EmbedderUnavailable: If the child was lost twice over these texts.
+        """
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        # Texts of like length travel together: the model pads each batch to its longest.
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)
+        for start in range(0, len(order), self._max_batch):
+            batch = order[start : start + self._max_batch]
+            vectors[batch] = await self._submit(
+                self._passages, [texts[index] for index in batch], retries=1
+            )
+        return vectors
+
+    async def _submit(self, lane: deque[_Job], texts: Sequence[str], *, retries: int) -> Embeddings:
+        self._check_open(lane)
+        job = _Job(texts, asyncio.get_running_loop().create_future(), retries)
+        lane.append(job)
+        self._wake.set()
+        try:
+            return await job.result
+        finally:
+            # A cancelled caller leaves no place taken in the lane.
+            with suppress(ValueError):
+                lane.remove(job)
+
+    def _check_open(self, lane: deque[_Job]) -> None:
+        if self._closed or self._server is None or self._server.done():
+            raise EmbedderUnavailable("The embedder is not running. Try again in a moment.")
+        if lane is self._queries and self._failed_starts:
+            raise self._not_restarting()
+        if len(lane) >= self._max_queued:
+            raise QueueFull(
+                f"{len(lane)} requests wait for the embedder, and {self._max_queued} may. "
+                "Try again in a moment.",
+                retry_after_s=1.0,
+            )
+
+    async def _serve(self) -> None:
+        """Hand the child one request after the other, until cancelled."""
+        try:
+            while True:
+                if not self.alive:
+                    await self._restart()
+                    continue
+                jobs = self._next_jobs()
+                if not jobs:
+                    self._wake.clear()
+                    await self._wake.wait()
+                    continue
+                await self._run(jobs)
+        finally:
+            # Whatever ends this task, nobody waits for it any longer.
+            self._fail_waiting(_shutting_down())
+
+    def _next_jobs(self) -> list[_Job]:
+        """What to send next: all questions that fit, else one micro-batch of passages."""
+        if self._queries:
+            count = min(len(self._queries), self._max_batch)
+            return [self._queries.popleft() for _ in range(count)]
+        return [self._passages.popleft()] if self._passages else []
+
+    async def _run(self, jobs: list[_Job]) -> None:
+        texts = [text for job in jobs for text in job.texts]
+        assert self._child is not None  # noqa: S101 - the only caller checked it
+        try:
+            vectors = await self._child.embed(texts, timeout_s=self._request_timeout_s)
+        except EmbedderUnavailable as exc:
+            _fail(jobs, exc)
+        except ChildLostError as exc:
+            await self._stop_child()
+            self._return_or_fail(jobs, exc)
+        except BaseException:
+            _fail(jobs, _shutting_down())
+            raise
+        else:
+            first = 0
+            for job in jobs:
+                if not job.result.done():
+                    job.result.set_result(vectors[first : first + len(job.texts)])
+                first += len(job.texts)
+
+    def _return_or_fail(self, jobs: list[_Job], cause: ChildLostError) -> None:
+        for job in reversed(jobs):
+            if job.result.done():
+                continue
+            if job.retries:
+                job.retries -= 1
+                self._passages.appendleft(job)
+            else:
+                error = f"The embedder was lost while it worked on this: {cause}. "
+                _fail([job], EmbedderUnavailable(error + "It is being restarted; try again."))
+
+    async def _start_child(self) -> None:
+        self._child = await EmbedderChild.start(self._command, timeout_s=self._start_timeout_s)
+        self.dimension = self._child.dimension
+        self.max_tokens = self._child.max_tokens
+        self.dtype = self._child.dtype
+
+    async def _restart(self) -> None:
+        await self._stop_child()
+        await asyncio.sleep(_BACKOFF_S[min(self._failed_starts, len(_BACKOFF_S) - 1)])
+        self.restarts += 1
+        try:
+            await self._start_child()
+            self._failed_starts = 0
+        except ChildLostError:
+            self._failed_starts += 1
+            _fail(list(self._queries), self._not_restarting())
+            self._queries.clear()
+            if self._failed_starts % _MAX_FAILED_STARTS == 0:
+                self._fail_waiting(self._not_restarting())
+
+    def _not_restarting(self) -> EmbedderUnavailable:
+        wait_s = _BACKOFF_S[min(self._failed_starts, len(_BACKOFF_S) - 1)]
+        return EmbedderUnavailable(
+            f"The embedder does not come up ({self._failed_starts} attempts failed); "
+            f"the next attempt follows in {wait_s:g} s. Its log says why.",
+            retry_after_s=max(wait_s, 1.0),
+        )
+
+    async def _stop_child(self) -> None:
+        child, self._child = self._child, None
+        if child is not None:
+            await child.stop()
+
+    def _fail_waiting(self, error: EmbedderUnavailable) -> None:
+        _fail([*self._queries, *self._passages], error)
+        self._queries.clear()
+        self._passages.clear()
+
+
+def _shutting_down() -> EmbedderUnavailable:
+    return EmbedderUnavailable("The embedder is shutting down.")
+
+
+def _fail(jobs: Sequence[_Job], error: EmbedderUnavailable) -> None:
+    for job in jobs:
+        if not job.result.done():
+            job.result.set_exception(copy.copy(error))

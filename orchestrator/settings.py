@@ -1,0 +1,218 @@
+"""
+Every knob of the orchestrator, once: name, unit, default, bounds, and why.
+
+Read at start by `app.py` and `__main__.py`, and nowhere else: the rooms receive values.
+`docs/configuration.md` is generated from this module.
+"""
+
+import os
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "ORCHESTRATOR_"
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+class SettingsError(Exception):
+    """The environment holds a setting that cannot be used; the message says which and why."""
+
+
+class Settings(BaseSettings):
+    """Effective configuration; each field can be set as `ORCHESTRATOR_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    # --- the door
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(
+        8080, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one."
+    )
+    data_dir: Path = Field(
+        Path(".data"),
+        description="Folder of everything that outlives the process: database, indexes, PDFs.",
+    )
+    max_body_bytes: int = Field(
+        1 * MIB, gt=0, description="Largest JSON body, in bytes; a larger one is refused with 413."
+    )
+    max_open_requests: int = Field(
+        2048,
+        gt=0,
+        description="Requests that may be open at once, of every kind; the next one gets 503.",
+    )
+    drain_timeout_s: float = Field(
+        20,
+        gt=0,
+        description="Seconds that requests in flight may take to finish after SIGTERM.",
+    )
+
+    # --- questions
+    max_question_chars: int = Field(8000, gt=0, description="Longest question, in characters.")
+    max_history_messages: int = Field(50, ge=0, description="Earlier turns taken with a question.")
+    top_k: int = Field(5, ge=1, le=50, description="Passages put before the model, by default.")
+    max_top_k: int = Field(50, ge=1, description="Largest top_k that a caller may ask for.")
+    max_tokens: int = Field(256, ge=1, description="Longest answer by default, in tokens.")
+    max_max_tokens: int = Field(
+        2048, ge=1, description="Longest answer that a caller may ask for, in tokens."
+    )
+    request_timeout_s: float = Field(
+        120,
+        gt=0,
+        description="A request's deadline from door to last token, in seconds; callers may only "
+        "shorten it.",
+    )
+
+    # --- admission
+    max_concurrent_requests: int = Field(
+        32,
+        ge=1,
+        description="Questions that may be with the engine at once; lower means shorter waits "
+        "between tokens and a longer queue.",
+    )
+    max_queued_requests: int = Field(
+        64,
+        ge=0,
+        description="Questions that may wait for a place; beyond it the answer is 429 at once.",
+    )
+    max_queue_wait_s: float = Field(
+        60, gt=0, description="Longest wait for a place, in seconds; then 429."
+    )
+
+    # --- engine
+    engine_url: str = Field(
+        "http://127.0.0.1:8000",
+        description="OpenAI-compatible engine (vLLM); with or without a trailing /v1.",
+    )
+    engine_model: str | None = Field(
+        None, description="Model to ask for; default: the first one that the engine lists."
+    )
+    engine_api_key: str | None = Field(
+        None, description="Sent to the engine as a bearer token, if it asks for one."
+    )
+    tokenizer: str | None = Field(
+        None,
+        description="Folder or Hugging Face id of the engine's tokenizer, for exact token counts; "
+        "without it lengths are estimated on the safe side.",
+    )
+    max_model_len: int = Field(
+        4096,
+        gt=0,
+        description="Context window in tokens, used until the engine reports its own.",
+    )
+    control_url: str | None = Field(
+        None, description="model_server's control API, for /status; absent with a foreign engine."
+    )
+    connect_timeout_s: float = Field(
+        2, gt=0, description="Longest time to open a connection to the engine, in seconds."
+    )
+    first_token_timeout_s: float = Field(
+        60, gt=0, description="Longest wait for the engine's first token, in seconds."
+    )
+    stall_timeout_s: float = Field(
+        20, gt=0, description="Longest silence between two tokens, in seconds."
+    )
+    max_attempts: int = Field(
+        3,
+        ge=1,
+        description="Attempts at the engine before its first byte; nothing is retried after it.",
+    )
+    engine_poll_s: float = Field(
+        1, gt=0, description="Seconds between two looks at the engine's health."
+    )
+
+    # --- documents
+    max_upload_bytes: int = Field(
+        200 * MIB, gt=0, description="Largest PDF, in bytes; a larger one is refused with 413."
+    )
+    max_upload_body_bytes: int = Field(
+        1 * GIB, gt=0, description="Largest upload request, all its files together, in bytes."
+    )
+    max_upload_files: int = Field(20, gt=0, description="Files in one upload request.")
+    max_pages: int = Field(5000, gt=0, description="Most pages that a PDF may have.")
+    max_document_chars: int = Field(
+        20_000_000, gt=0, description="Most characters of text that a PDF may give."
+    )
+    max_page_chars: int = Field(
+        400_000, gt=0, description="Most characters taken from one page; the rest is left out."
+    )
+    parser_workers: int = Field(1, ge=1, description="PDFs that are read at the same time.")
+    parser_memory_bytes: int = Field(
+        1 * GIB, gt=0, description="Address space that reading a PDF may take, in bytes."
+    )
+    parser_page_timeout_s: float = Field(
+        10, gt=0, description="CPU seconds that reading one page may take."
+    )
+    parser_timeout_s: float = Field(
+        300, gt=0, description="Seconds that reading a whole PDF may take."
+    )
+    parser_inspect_timeout_s: float = Field(
+        10, gt=0, description="Seconds that opening a PDF may take while its upload waits."
+    )
+    min_free_disk_bytes: int = Field(
+        512 * MIB,
+        ge=0,
+        description="Disk kept free, in bytes; an upload that would use it gets 507.",
+    )
+    chunk_tokens: int = Field(
+        150,
+        ge=32,
+        description="Longest chunk, in the embedder's tokens; never above its window. Measured: "
+        "longer chunks find the right page less often.",
+    )
+    chunk_overlap_tokens: int = Field(
+        20, ge=0, description="Tokens that neighbouring chunks share."
+    )
+
+    # --- embedder
+    embedding_model: str | None = Field(
+        None,
+        description="Folder or Hugging Face id of a sentence-transformers model; default: the "
+        "bundled all-MiniLM-L6-v2.",
+    )
+    embedder_threads: int = Field(
+        0, ge=0, description="CPU threads of the embedder; 0 takes every core."
+    )
+    embedder_batch: int = Field(
+        16,
+        ge=1,
+        description="Chunks embedded together; lower lets a question overtake an upload sooner.",
+    )
+    embedder_timeout_s: float = Field(
+        60,
+        gt=0,
+        description="Longest time for one batch, in seconds; then the embedder is restarted.",
+    )
+
+    # --- logs
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+
+
+def load_settings() -> Settings:
+    """
+    Settings from the environment.
+
+    Raises:
+        SettingsError: If a value is out of bounds, or a variable with our prefix is unknown.
+    """
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.startswith(PREFIX)
+        and name.removeprefix(PREFIX).lower() not in Settings.model_fields
+    )
+    if unknown:
+        raise SettingsError(
+            f"unknown setting {', '.join(unknown)}: `tidegate config` lists those that exist"
+        )
+    try:
+        return Settings()
+    except ValidationError as exc:
+        lines = [
+            f"{PREFIX}{'.'.join(str(part) for part in error['loc']).upper()}: {error['msg']}"
+            for error in exc.errors()
+        ]
+        raise SettingsError("; ".join(lines)) from exc

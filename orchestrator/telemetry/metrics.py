@@ -1,0 +1,80 @@
+"""Every Prometheus series, its unit in its name. Built once by `app.py`; the rooms get callables."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    """The series of one orchestrator, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "tidegate_requests",
+            "Requests answered, by route and outcome code (ok or the error's code).",
+            ["route", "code"],
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "tidegate_request_seconds",
+            "Time from a request's arrival to its last byte, in seconds.",
+            ["route"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.queue_seconds = Histogram(
+            "tidegate_queue_seconds",
+            "Time that admitted questions waited at the gate, in seconds.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.retrieve_seconds = Histogram(
+            "tidegate_retrieve_seconds",
+            "Time of retrieval, in seconds.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.first_token_seconds = Histogram(
+            "tidegate_first_token_seconds",
+            "Time from a question's arrival to its first token, in seconds.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.prompt_tokens = Counter(
+            "tidegate_prompt_tokens", "Prompt tokens of finished answers.", registry=self.registry
+        )
+        self.completion_tokens = Counter(
+            "tidegate_completion_tokens", "Tokens of finished answers.", registry=self.registry
+        )
+        self.engine_retries = Counter(
+            "tidegate_engine_retries",
+            "Further attempts at the engine, by the failure that caused them.",
+            ["code"],
+            registry=self.registry,
+        )
+        self.documents_ingested = Counter(
+            "tidegate_documents_ingested",
+            "Documents that left ingestion, by outcome code (ok or the error's code).",
+            ["code"],
+            registry=self.registry,
+        )
+        self.pages_ingested = Counter(
+            "tidegate_pages_ingested", "Pages of documents made ready.", registry=self.registry
+        )
+        self.ingest_seconds = Histogram(
+            "tidegate_ingest_seconds",
+            "Time from taking a document up to its being ready, in seconds.",
+            buckets=(*SECONDS, 300, 900),
+            registry=self.registry,
+        )
+
+    def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
+        """A series whose value is read when it is scraped."""
+        Gauge(name, help_text, registry=self.registry).set_function(read)
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,45 @@
+"""What every level of tests shares: the backend, and what this machine has."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fake_engine import FakeEngine, serving
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Coroutines run on asyncio, as in production."""
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting of the person who runs the tests reaches them."""
+    for name in list(os.environ):
+        if name.startswith(("ORCHESTRATOR_", "MODEL_SERVER_", "TIDEGATE_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def fake_engine() -> Iterator[FakeEngine]:
+    """An engine that does what the test scripts."""
+    with serving(FakeEngine()) as engine:
+        yield engine
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what this machine cannot run, and say why."""
+    reasons = {
+        "shared_data": None if SHARED.is_dir() else "no evaluation data beside the checkout",
+        "gpu": None if Path("/proc/driver/nvidia/version").exists() else "no NVIDIA GPU here",
+    }
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,0 +1,108 @@
+"""The whole stack for real: model_server, vLLM with the bundled model, the orchestrator."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import openai
+import pytest
+
+from tests import pdfs
+from tests.fake_engine import MODEL as FAKE_MODEL
+from tests.fake_engine import FakeEngine, serving
+from tests.running import Program, free_port, orchestrator, program
+
+ROOT = Path(__file__).parents[2]
+ENGINE_PYTHON = ROOT / ".venv-engine" / "bin" / "python"
+MODEL_FOLDER = ROOT / ".models" / "smollm2-135m-instruct"
+MODEL = "smollm2-135m-instruct"
+ENGINE_START_S = 300.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything at this level that asks for the real engine is marked so."""
+    here = Path(__file__).parent
+    missing = not (ENGINE_PYTHON.exists() and MODEL_FOLDER.exists())
+    for item in items:
+        if here in item.path.parents and "fake" not in item.name:
+            item.add_marker(pytest.mark.engine)
+            item.add_marker(pytest.mark.timeout(ENGINE_START_S + 120))
+            if missing:
+                item.add_marker(pytest.mark.skip(reason="no engine: run `make test`"))
+
+
+@pytest.fixture(scope="session")
+def model_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """model_server with a real vLLM behind it; `engine_url` is where that listens."""
+    port, control = free_port(), free_port()
+    folder = tmp_path_factory.mktemp("model_server")
+    settings = {
+        "MODEL_SERVER_MODEL": str(MODEL_FOLDER),
+        "MODEL_SERVER_SERVED_MODEL_NAME": MODEL,
+        "MODEL_SERVER_ENGINE_PYTHON": str(ENGINE_PYTHON),
+        "MODEL_SERVER_ENGINE_PORT": str(port),
+        "MODEL_SERVER_CONTROL_PORT": str(control),
+        "MODEL_SERVER_LOG_DIR": str(folder),
+        "MODEL_SERVER_ENFORCE_EAGER": "true",
+    }
+    with program(
+        "model_server",
+        settings=settings,
+        url=f"http://127.0.0.1:{control}",
+        ready_path="/readyz",
+        log=folder / "model_server.log",
+        start_s=ENGINE_START_S,
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def vllm_url(model_server: Program) -> str:
+    """Where the real vLLM listens."""
+    state = httpx2.get(f"{model_server.url}/state", trust_env=False).json()
+    return str(state["engine_url"])
+
+
+@pytest.fixture(params=["fake", "vllm"])
+def engine_url(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    """(address, model) of each kind of engine: what holds for one must hold for the other."""
+    if request.param == "vllm":
+        yield request.getfixturevalue("vllm_url"), MODEL
+    else:
+        with serving(FakeEngine()) as engine:
+            yield engine.url, FAKE_MODEL
+
+
+@pytest.fixture(scope="session")
+def stack(
+    model_server: Program, vllm_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Program]:
+    """A real orchestrator in front of the real engine, with the sample handbook in it."""
+    with orchestrator(
+        tmp_path_factory.mktemp("stack"),
+        vllm_url,
+        tokenizer=str(MODEL_FOLDER),
+        control_url=model_server.url,
+    ) as running:
+        response = httpx2.post(
+            f"{running.url}/upload?wait=true",
+            files={"file": ("handbook.pdf", pdfs.handbook(), "application/pdf")},
+            timeout=120,
+            trust_env=False,
+        )
+        assert response.status_code == 200, response.text
+        yield running
+
+
+@pytest.fixture
+def http(stack: Program) -> Iterator[httpx2.Client]:
+    """A plain client of the stack."""
+    with httpx2.Client(base_url=stack.url, timeout=180, trust_env=False) as client:
+        yield client
+
+
+@pytest.fixture
+def client(stack: Program) -> Iterator[openai.OpenAI]:
+    """The official client, with nothing changed but its address."""
+    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="none") as made:
+        yield made

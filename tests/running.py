@@ -1,0 +1,121 @@
+"""The real programs, started as a user would start them, and stopped without a trace."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import psutil
+
+START_S = 90.0
+STOP_S = 30.0
+
+
+@dataclass
+class Program:
+    """
+    A running program.
+
+    Attributes:
+        url: Where it listens.
+        log: Everything that it wrote.
+    """
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def descendants(self) -> list[psutil.Process]:
+        """The program's own process and all below it."""
+        me = psutil.Process(self.process.pid)
+        return [me, *me.children(recursive=True)]
+
+    def rss_bytes(self) -> int:
+        """Resident memory of the whole tree."""
+        return sum(p.memory_info().rss for p in self.descendants())
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """The exit code, after a signal; killed if it does not obey."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            for process in self.descendants():
+                process.kill()
+            self.process.wait()
+            raise AssertionError(f"did not stop within {STOP_S} s:\n{self.tail()}") from None
+
+    def tail(self, lines: int = 40) -> str:
+        """The end of the log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def program(
+    module: str, *, settings: dict[str, str], url: str, ready_path: str, log: Path, start_s: float
+) -> Iterator[Program]:
+    """`python -m module serve`, from the moment it is ready until the block ends."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, "serve"],
+            env={**os.environ, **settings},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    running = Program(process, url, log)
+    try:
+        _wait_ready(running, ready_path, start_s)
+        yield running
+    finally:
+        running.stop()
+
+
+@contextmanager
+def orchestrator(data_dir: Path, engine_url: str, **settings: str) -> Iterator[Program]:
+    """A real orchestrator on a port of its own; `settings` are ORCHESTRATOR_* without the prefix."""
+    port = free_port()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    environment = {
+        "ORCHESTRATOR_PORT": str(port),
+        "ORCHESTRATOR_DATA_DIR": str(data_dir),
+        "ORCHESTRATOR_ENGINE_URL": engine_url,
+        **{f"ORCHESTRATOR_{name.upper()}": value for name, value in settings.items()},
+    }
+    with program(
+        "orchestrator",
+        settings=environment,
+        url=f"http://127.0.0.1:{port}",
+        ready_path="/healthz",
+        log=data_dir / "orchestrator.log",
+        start_s=START_S,
+    ) as running:
+        yield running
+
+
+def _wait_ready(running: Program, path: str, start_s: float) -> None:
+    until = time.monotonic() + start_s
+    while time.monotonic() < until:
+        if running.process.poll() is not None:
+            raise AssertionError(f"exited with {running.process.returncode}:\n{running.tail()}")
+        try:
+            if httpx2.get(running.url + path, timeout=2, trust_env=False).is_success:
+                return
+        except httpx2.HTTPError:
+            time.sleep(0.1)
+    raise AssertionError(f"not ready within {start_s} s:\n{running.tail()}")

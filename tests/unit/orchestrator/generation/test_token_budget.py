@@ -1,0 +1,78 @@
+"""What goes into the context window, and what gives way."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.domain import ChunkId, DocumentId, Message, Passage, Question
+from orchestrator.errors import ContextTooLong
+from orchestrator.generation.token_budget import fit
+
+
+class Words:
+    """A tokenizer whose tokens are words; each message costs 3 more."""
+
+    exact = True
+    fingerprint = "words"
+
+    def count(self, text: str) -> int:
+        return len(text.split())
+
+    def count_messages(self, messages) -> int:
+        return sum(self.count(m.content) + 3 for m in messages)
+
+
+def passage(n: int, words: int) -> Passage:
+    text = " ".join(["word"] * words)
+    return Passage(ChunkId(n), DocumentId("d"), "a.pdf", n, n, 0, 1, text, 0.9, words)
+
+
+def question(text: str = "why", max_tokens: int = 50, history=()) -> Question:
+    return Question(text, "default", 5, max_tokens, history=tuple(history))
+
+
+def test_takes_every_passage_that_fits():
+    """With room enough nothing is left out."""
+    prompt = fit(question(), [passage(1, 20), passage(2, 20)], counter=Words(), window_tokens=1000)
+    assert len(prompt.passages) == 2
+    assert prompt.prompt_tokens == Words().count_messages(prompt.messages)
+
+
+def test_the_worst_passages_give_way_first():
+    """The best ranked stay, in order."""
+    passages = [passage(1, 60), passage(2, 60), passage(3, 60)]
+    prompt = fit(question(), passages, counter=Words(), window_tokens=290)
+    assert [p.page for p in prompt.passages] == [1, 2]
+
+
+def test_the_oldest_turns_give_way_first():
+    """History yields to passages; the newest turn stays longest, a system turn always."""
+    history = [
+        Message("system", "be brief"),
+        Message("user", "ancient " * 100),
+        Message("assistant", "newer"),
+    ]
+    prompt = fit(question(history=history), [passage(1, 20)], counter=Words(), window_tokens=300)
+    contents = [m.content for m in prompt.messages]
+    assert "newer" in contents
+    assert not any("ancient" in c for c in contents)
+    assert "be brief" in contents[0]
+    assert prompt.passages
+
+
+def test_a_question_that_cannot_fit_is_told_so():
+    """The message names the sizes and what to do."""
+    with pytest.raises(ContextTooLong, match="Shorten the question"):
+        fit(question("long " * 500), [], counter=Words(), window_tokens=300)
+
+
+@given(
+    st.lists(st.integers(1, 120), max_size=8),
+    st.integers(120, 900),
+    st.integers(1, 40),
+)
+def test_prompt_and_answer_never_exceed_the_window(sizes, window, max_tokens):
+    """Whatever is found, the engine is never asked for more than it has."""
+    passages = [passage(n, words) for n, words in enumerate(sizes, start=1)]
+    prompt = fit(question(max_tokens=max_tokens), passages, counter=Words(), window_tokens=window)
+    assert Words().count_messages(prompt.messages) + max_tokens <= window
