@@ -76,10 +76,9 @@ def status(url: Url = DEFAULT_URL) -> None:
     """Show what the service is doing."""
     with Client(url) as client, _told():
         found = client.get("/status")
-    table = Table(show_header=False, box=None, pad_edge=False)
+    out = Console(soft_wrap=True)
     for name, value in _status_rows(found):
-        table.add_row(f"[bold]{name}[/bold]", escape(value))
-    Console().print(table)
+        out.print(f"[bold]{name:10}[/bold] {escape(value)}", highlight=False)
 
 
 @cli.command()
@@ -200,7 +199,8 @@ def _status_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     served = engine["model"] or "not ready"
     server = engine["model_server"]
     if server is not None:
-        served += f" ({server.get('state')}{': ' + server['phase'] if server.get('phase') else ''})"
+        steps = dict.fromkeys(str(server.get(key, "")) for key in ("state", "phase"))
+        served += f" ({': '.join(filter(None, steps))})"
     return [
         ("engine", f"{served} at {engine['url']}, window {engine['max_model_len']} tokens"),
         (

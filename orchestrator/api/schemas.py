@@ -71,11 +71,15 @@ class SearchResponse(BaseModel):
     passages: list[PassageOut]
 
 
-class CitationOut(PassageOut):
-    """A numbered source of an answer."""
+class Mark(BaseModel):
+    """How an answer refers to a source."""
 
     n: int = Field(description="What `[n]` in the answer refers to.")
     cited: bool = Field(description="Whether the answer's text carries the mark.")
+
+
+class CitationOut(PassageOut, Mark):
+    """A numbered source of an answer."""
 
 
 class UsageOut(BaseModel):

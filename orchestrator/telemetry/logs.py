@@ -43,6 +43,8 @@ def json_logging(level: str) -> Iterator[None]:
     before = root.handlers[:], root.level
     root.handlers[:] = [handler]
     root.setLevel(level)
+    # One line for each look at the engine says nothing that /status does not.
+    logging.getLogger("httpx2").setLevel(max(root.level, logging.WARNING))
     try:
         yield
     finally:

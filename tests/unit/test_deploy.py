@@ -72,6 +72,19 @@ def names_missing(environment):
     return [layer.name for layer in setup_environments.missing_layers(environment)]
 
 
+def test_what_cannot_be_imported_is_told_and_goes_on(checkout):
+    """A system library that vLLM lacks does not stop the set-up: the engine says it better."""
+
+    class Broken(FakePip):
+        def run(self, command):
+            code, output = super().run(command)
+            return (1, "ImportError: libnuma.so.1") if command[0] == "env" else (code, output)
+
+    environments, said = install(checkout, Broken())
+    assert any("first import failed" in line and "libnuma" in line for line in said)
+    assert [names_missing(e) for e in environments] == [[], []]
+
+
 def test_a_second_setup_does_nothing(checkout):
     """What was installed is stamped, and not installed again."""
     install(checkout, FakePip())
