@@ -113,12 +113,13 @@ def latency(http: httpx2.Client, engine: httpx2.Client, repeats: int) -> Latency
     for n in range(repeats + len(QUESTIONS)):
         question = QUESTIONS[n % len(QUESTIONS)]
         prompt = _prompt(http, question)
-        turns = [lambda q=question: _ask(http, q), lambda p=prompt: _direct(engine, model, p)]
-        order = (0, 1) if n % 2 else (1, 0)
-        took = {turn: turns[turn]() for turn in order}
+        if n % 2:
+            first, second = _ask(http, question), _direct(engine, model, prompt)
+        else:
+            second, first = _direct(engine, model, prompt), _ask(http, question)
         if n >= len(QUESTIONS):  # the first round fills the prefix cache for both
-            ours.append(took[0])
-            direct.append(took[1])
+            ours.append(first)
+            direct.append(second)
     return Latency(ours, direct)
 
 
