@@ -5,7 +5,8 @@ Upload every file of a folder, however odd, and see that each is taken or refuse
     python loadtest/nasty.py --pdfs DIR --base-url http://HOST:8080 --pid 1234
 
 Prints how often each outcome came, the slowest files, and memory before and after. The exit code is
-1 if any answer was a 5xx, had a code that is no document's error, or took too long.
+1 if any answer was a 5xx, had a code that is no document's error, or took too long, if memory did not
+come back to within 10 %, or if a traceback is in the log of an orchestrator that it started.
 """
 
 import argparse
@@ -28,6 +29,8 @@ from orchestrator.errors import DocumentError, leaves
 
 HANG_S = 60.0
 START_S = 180.0
+SETTLE_S = 5.0
+MAX_GROWTH = 0.10
 SLOWEST = 5
 MIB = 1024 * 1024
 SERVER_ERROR = 500
@@ -103,9 +106,13 @@ def report(outcomes: Sequence[Outcome], *, hang_s: float) -> None:
 
 
 @contextlib.contextmanager
-def orchestrator() -> Iterator[tuple[str, int]]:
+def orchestrator(log: Path) -> Iterator[tuple[str, int]]:
     """An orchestrator of our own, without an engine: its address and process id."""
-    with socket.create_server(("127.0.0.1", 0)) as free, tempfile.TemporaryDirectory() as folder:
+    with (
+        log.open("wb") as output,
+        socket.create_server(("127.0.0.1", 0)) as free,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         port = free.getsockname()[1]
         free.close()
         environment = os.environ | {
@@ -113,7 +120,9 @@ def orchestrator() -> Iterator[tuple[str, int]]:
             "ORCHESTRATOR_DATA_DIR": folder,
             "ORCHESTRATOR_ENGINE_URL": "http://127.0.0.1:9",
         }
-        process = subprocess.Popen([sys.executable, "-m", "orchestrator", "serve"], env=environment)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator", "serve"], env=environment, stderr=output
+        )
         try:
             base_url = f"http://127.0.0.1:{port}"
             wait_until_alive(base_url, process)
@@ -152,11 +161,21 @@ def run(*, folder: Path, base_url: str, pid: int | None, hang_s: float) -> int:
         outcomes = [upload(client, path) for path in files]
         alive = client.get("/healthz").is_success
     report(outcomes, hang_s=hang_s)
-    if pid:
-        print(f"\nmemory: {before // MIB} MiB before, {memory_bytes(pid) // MIB} MiB after")
+    back = memory_came_back(pid, before) if pid else True
     if not alive:
         print("NOT ACCEPTABLE: /healthz does not answer 200 afterwards")
-    return 0 if alive and all(o.acceptable(hang_s=hang_s) for o in outcomes) else 1
+    return 0 if alive and back and all(o.acceptable(hang_s=hang_s) for o in outcomes) else 1
+
+
+def memory_came_back(pid: int, before: int) -> bool:
+    """Whether memory is within the limit again, once idle processes had time to give theirs back."""
+    time.sleep(SETTLE_S)
+    after = memory_bytes(pid)
+    growth = after / before - 1
+    print(f"\nmemory: {before // MIB} MiB before, {after // MIB} MiB after ({growth:+.1%})")
+    if growth > MAX_GROWTH:
+        print(f"NOT ACCEPTABLE: memory grew by more than {MAX_GROWTH:.0%}")
+    return growth <= MAX_GROWTH
 
 
 def main() -> int:
@@ -176,8 +195,13 @@ def main() -> int:
             pid=options.pid,
             hang_s=options.hang_s,
         )
-    with orchestrator() as (base_url, pid):
-        return run(folder=options.pdfs, base_url=base_url, pid=pid, hang_s=options.hang_s)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "orchestrator.log"
+        with orchestrator(log) as (base_url, pid):
+            code = run(folder=options.pdfs, base_url=base_url, pid=pid, hang_s=options.hang_s)
+        tracebacks = log.read_text(errors="replace").count("Traceback")
+        print(f"tracebacks in the log: {tracebacks}")
+        return code or int(tracebacks > 0)
 
 
 if __name__ == "__main__":

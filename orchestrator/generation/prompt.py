@@ -24,18 +24,22 @@ def passage_block(n: int, passage: Passage) -> str:
 
 
 def assemble(
-    question: str, passages: Sequence[Passage], history: Sequence[Message] = ()
+    question: str,
+    passages: Sequence[Passage],
+    history: Sequence[Message] = (),
+    *,
+    takes_system: bool = True,
 ) -> list[Message]:
     """
     The prompt: instructions, then the history, then the passages with the question last.
 
     The instructions come first and never change, so that engines with a prefix cache compute them
-    once.
+    once. For a chat template without a system role they open the last message instead.
     """
-    system = [m.content for m in history if m.role == "system"]
+    instructions = "\n\n".join([SYSTEM, *(m.content for m in history if m.role == "system")])
+    turns = [m for m in history if m.role != "system"]
     blocks = "\n".join(passage_block(n, p) for n, p in enumerate(passages, start=1))
-    return [
-        Message("system", "\n\n".join([SYSTEM, *system])),
-        *(m for m in history if m.role != "system"),
-        Message("user", f"Passages:\n\n{blocks}\nQuestion: {question}"),
-    ]
+    asked = f"Passages:\n\n{blocks}\nQuestion: {question}"
+    if takes_system:
+        return [Message("system", instructions), *turns, Message("user", asked)]
+    return [*turns, Message("user", f"{instructions}\n\n{asked}")]

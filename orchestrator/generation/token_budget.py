@@ -41,7 +41,7 @@ def fit(
     """
     room = window_tokens - question.max_tokens
     history = _history_that_fits(question, counter=counter, room=room)
-    left = room - counter.count_messages(assemble(question.text, (), history))
+    left = room - counter.count_messages(_prompt(question, (), history, counter))
     kept: list[Passage] = []
     for passage in passages:
         cost = _block_tokens(len(kept) + 1, passage, counter)
@@ -52,11 +52,20 @@ def fit(
     return _confirm(question, kept, history, counter=counter, room=room)
 
 
+def _prompt(
+    question: Question,
+    passages: Sequence[Passage],
+    history: Sequence[Message],
+    counter: TokenCounter,
+) -> list[Message]:
+    return assemble(question.text, passages, history, takes_system=counter.takes_system)
+
+
 def _history_that_fits(
     question: Question, *, counter: TokenCounter, room: int
 ) -> tuple[Message, ...]:
     """The newest turns that leave half of the room to the passages; system turns always stay."""
-    bare = counter.count_messages(assemble(question.text, ()))
+    bare = counter.count_messages(_prompt(question, (), (), counter))
     if bare > room:
         raise ContextTooLong(
             f"The question takes {bare} tokens, and only {room} are left beside an answer of "
@@ -65,7 +74,7 @@ def _history_that_fits(
         )
     kept = list(question.history)
     while kept:
-        if counter.count_messages(assemble(question.text, (), kept)) <= (room + bare) // 2:
+        if counter.count_messages(_prompt(question, (), kept, counter)) <= (room + bare) // 2:
             break
         oldest = next((i for i, m in enumerate(kept) if m.role != "system"), None)
         if oldest is None:
@@ -92,7 +101,7 @@ def _confirm(
 ) -> FittedPrompt:
     """The exact count of the assembled prompt; parts that do not add up cost the last passage."""
     while True:
-        messages = assemble(question.text, kept, history)
+        messages = _prompt(question, kept, history, counter)
         tokens = counter.count_messages(messages)
         if tokens <= room or not kept:
             return FittedPrompt(tuple(messages), tuple(kept), tokens)

@@ -18,6 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from orchestrator.domain import Message
+from orchestrator.errors import InvalidParameter
 
 TOKENIZER_FILES = ["tokenizer.json", "tokenizer_config.json", "*.jinja"]
 
@@ -33,10 +34,12 @@ class TokenCounter(Protocol):
     Attributes:
         exact: Whether the counts are the engine's own.
         fingerprint: Changes when the counts may.
+        takes_system: Whether the chat template takes messages of the system role.
     """
 
     exact: bool
     fingerprint: str
+    takes_system: bool
 
     def count(self, text: str) -> int:
         """Tokens of a text within a message, without special tokens."""
@@ -63,6 +66,7 @@ class EngineTokenizer:
         digest = hashlib.sha256(chat_template.encode())
         digest.update(tokenizer.to_str().encode())
         self.fingerprint = digest.hexdigest()[:16]
+        self.takes_system = self._renders([Message("system", "x"), Message("user", "x")])
 
     @classmethod
     def load(cls, model: str) -> "EngineTokenizer":
@@ -100,16 +104,28 @@ class EngineTokenizer:
         Exact tokens of the prompt that the engine will see.
 
         Raises:
-            TokenizerError: If the chat template refuses the conversation.
+            InvalidParameter: If the chat template refuses the conversation, as many do when the
+                turns of user and assistant do not alternate.
         """
-        turns = [{"role": m.role, "content": m.content} for m in messages]
         try:
-            prompt = self._template.render(
-                messages=turns, add_generation_prompt=True, **self._special
-            )
+            return self.count(self._render(messages))
         except jinja2.TemplateError as exc:
-            raise TokenizerError(f"the chat template refused the conversation: {exc}") from exc
-        return self.count(prompt)
+            raise InvalidParameter(
+                f"The model's chat template refused the conversation: {exc}. "
+                "Let the turns of user and assistant alternate.",
+                param="history",
+            ) from exc
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        return self._template.render(messages=turns, add_generation_prompt=True, **self._special)
+
+    def _renders(self, messages: Sequence[Message]) -> bool:
+        try:
+            self._render(messages)
+        except jinja2.TemplateError:
+            return False
+        return True
 
 
 class EstimatedTokens:
@@ -122,6 +138,7 @@ class EstimatedTokens:
 
     exact = False
     fingerprint = "estimate-3-bytes"
+    takes_system = True
 
     def count(self, text: str) -> int:
         """An estimate from above."""

@@ -14,6 +14,7 @@ class Words:
 
     exact = True
     fingerprint = "words"
+    takes_system = True
 
     def count(self, text: str) -> int:
         return len(text.split())
