@@ -67,6 +67,21 @@ def test_a_question_that_cannot_fit_is_told_so():
         fit(question("long " * 500), [], counter=Words(), window_tokens=300)
 
 
+class Surprising(Words):
+    """A tokenizer for which the whole is more than the sum of its parts."""
+
+    def count_messages(self, messages) -> int:
+        return super().count_messages(messages) + 20 * messages[-1].content.count(", page ")
+
+
+def test_the_assembled_prompt_is_counted_again():
+    """Where the parts do not add up, the last passages give way to the exact count."""
+    passages = [passage(n, 30) for n in range(1, 7)]
+    prompt = fit(question(), passages, counter=Surprising(), window_tokens=340)
+    assert 0 < len(prompt.passages) < 6
+    assert prompt.prompt_tokens == Surprising().count_messages(prompt.messages) <= 340 - 50
+
+
 @given(
     st.lists(st.integers(1, 120), max_size=8),
     st.integers(120, 900),
