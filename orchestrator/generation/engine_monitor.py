@@ -94,7 +94,7 @@ class EngineMonitor:
         """
         if self.state.model is None:
             raise EngineUnavailable(
-                f"{self.state.detail} Try again in a moment, or see /status.",
+                f"{self.state.detail} Try again in a moment.",
                 retry_after_s=RETRY_AFTER_S,
             )
         return self.state.model
