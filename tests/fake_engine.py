@@ -50,6 +50,7 @@ class FakeEngine:
         self.running = 0
         self.peak = 0
         self.requests: list[dict[str, Any]] = []
+        self.client_ports: list[int] = []
         self.url = ""
         self.app = FastAPI()
         self.app.add_api_route("/v1/models", self.models)
@@ -66,6 +67,7 @@ class FakeEngine:
 
     async def chat(self, request: Request) -> Response:
         self.requests.append(await request.json())
+        self.client_ports.append(request.client.port if request.client else 0)
         if self.script.statuses:
             status, body, headers = self.script.statuses.pop(0)
             return JSONResponse(body, status, headers)

@@ -9,7 +9,7 @@ connection, which makes vLLM abort the request.
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,8 @@ from orchestrator.resilience.retry import RetryPolicy, retry_on, stop_when, wait
 
 MAX_EVENT_BYTES = 1024 * 1024
 MAX_ERROR_CHARS = 500
+END_S = 0.1
+"""Longest wait for a body's end after [DONE]; an engine that keeps it open costs a new connection."""
 KEEPALIVE_S = 4.0
 """vLLM closes idle connections after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE); ours must go first."""
 
@@ -260,6 +262,7 @@ class EngineClient:
             finished = finished or chunk.finish_reason is not None
             patience_s, waits_for = self._timeouts.stall_s, "next token"
             yield chunk
+        await _read_to_end(events)
         if not finished:
             raise EngineProtocolError("The engine said [DONE] without a finish_reason.")
 
@@ -298,6 +301,13 @@ class EngineClient:
         if status >= httpx2.codes.INTERNAL_SERVER_ERROR:
             return EngineProtocolError(f"The engine failed: {message}.")
         return EngineRejected(f"The engine rejected the request ({status}): {message}.")
+
+
+async def _read_to_end(events: AsyncIterator[httpx2.ServerSentEvent]) -> None:
+    """A body that was read to its end leaves its connection open for the next request."""
+    with suppress(TimeoutError, httpx2.HTTPError):
+        async with asyncio.timeout(END_S):
+            await anext(events, None)
 
 
 async def _head(response: httpx2.Response) -> str:

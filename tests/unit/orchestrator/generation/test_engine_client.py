@@ -149,6 +149,13 @@ async def test_requests_out_are_bounded(client, fake_engine):
     assert fake_engine.peak == 2
 
 
+async def test_a_connection_serves_one_answer_after_another(client, fake_engine):
+    """An answer that ended well leaves its connection to the next one."""
+    for _ in range(3):
+        await answer(client)
+    assert len(set(fake_engine.client_ports)) == 1
+
+
 async def test_nobody_listening_is_told_in_words():
     """A refused connection names the address."""
     client = EngineClient(
