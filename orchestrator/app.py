@@ -46,6 +46,7 @@ from orchestrator.retrieval.embedder_model import (
     EmbedderTokenizer,
     bundled_embedder,
     embedding_dimension,
+    model_fingerprint,
 )
 from orchestrator.retrieval.lexical_index import LexicalIndex
 from orchestrator.retrieval.retriever import Retriever
@@ -56,9 +57,14 @@ VERSION = "0.1.0"
 MAX_THREADS = 16
 MIN_CHUNK_TOKENS = 30
 TOKENIZER_META = "tokenizer"
+EMBEDDER_META = "embedder"
 CONTROL_TIMEOUT_S = 1.0
 
 logger = logging.getLogger(__name__)
+
+
+class EmbedderChangedError(Exception):
+    """The stored vectors and the embedding model do not belong together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,7 @@ class Components:
     """Every object of one orchestrator, built and not yet started."""
 
     settings: Settings
+    embedding_model: Path
     metrics: Metrics
     threads: Threads
     store: DocumentStore
@@ -173,6 +180,7 @@ def assemble(settings: Settings) -> Components:
     )
     return Components(
         settings=settings,
+        embedding_model=model,
         metrics=metrics,
         threads=threads,
         store=store,
@@ -234,14 +242,25 @@ def create_app(parts: Components) -> FastAPI:
     return app
 
 
+def prepare(parts: Components) -> None:
+    """
+    Open what is on disk, before anything is served.
+
+    Raises:
+        OrchestratorError: If the data folder cannot be used.
+        EmbedderChangedError: If its vectors were made by another embedding model.
+    """
+    parts.store.open()
+    _require_same_embedder(parts)
+    _recount_if_changed(parts)
+    parts.library.open()
+
+
 @asynccontextmanager
 async def running(parts: Components) -> AsyncIterator[None]:
-    """Everything started; closed in reverse when the block ends."""
+    """Everything started, after `prepare`; closed in reverse when the block ends."""
     async with AsyncExitStack() as stack:
-        await parts.threads.run(parts.store.open)
         stack.callback(parts.store.close)
-        await parts.threads.run(_recount_if_changed, parts)
-        await parts.threads.run(parts.library.open)
         stack.push_async_callback(parts.engine.aclose)
         if parts.control is not None:
             stack.push_async_callback(parts.control.aclose)
@@ -397,6 +416,19 @@ def _engine_client(settings: Settings, metrics: Metrics) -> EngineClient:
         api_key=settings.engine_api_key,
         on_retry=on_retry,
     )
+
+
+def _require_same_embedder(parts: Components) -> None:
+    """Vectors of two models cannot be compared: searching them together would find nonsense."""
+    current = model_fingerprint(parts.embedding_model)
+    known = parts.store.get_meta(EMBEDDER_META)
+    if known not in {None, current} and parts.store.counts().chunks:
+        raise EmbedderChangedError(
+            f"The documents in {parts.settings.data_dir} were embedded by another model than "
+            f"{parts.embedding_model}. Start with that model (ORCHESTRATOR_EMBEDDING_MODEL), or add "
+            "the documents to another folder (ORCHESTRATOR_DATA_DIR)."
+        )
+    parts.store.set_meta(EMBEDDER_META, current)
 
 
 def _recount_if_changed(parts: Components) -> None:

@@ -6,7 +6,8 @@ import sys
 
 import uvicorn
 
-from orchestrator.app import assemble, create_app
+from orchestrator.app import EmbedderChangedError, assemble, create_app, prepare
+from orchestrator.errors import OrchestratorError
 from orchestrator.generation.tokenizer import TokenizerError
 from orchestrator.settings import PREFIX, Settings, SettingsError, load_settings
 from orchestrator.telemetry.logs import json_logging
@@ -28,7 +29,8 @@ def run() -> int:
     with listener, json_logging(settings.log_level):
         try:
             parts = assemble(settings)
-        except (TokenizerError, OSError) as exc:
+            prepare(parts)
+        except (TokenizerError, EmbedderChangedError, OrchestratorError, OSError) as exc:
             return _complain(str(exc))
         config = uvicorn.Config(
             create_app(parts),

@@ -1,5 +1,6 @@
 """What is known of the embedding model without loading it: where it is, how it counts tokens."""
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -133,3 +134,19 @@ def embedding_dimension(folder: Path) -> int:
         f"{folder} holds no sentence-transformers model (no config.json with a hidden_size). "
         "Name a model folder in ORCHESTRATOR_EMBEDDING_MODEL."
     )
+
+
+def model_fingerprint(folder: Path) -> str:
+    """
+    A digest that changes with the model, and not with where it lies.
+
+    Of its configuration and tokenizer, and of how large its weights are: reading gigabytes of
+    weights at each start would cost more than telling apart two trainings of one model is worth.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".json":
+            digest.update(path.read_bytes())
+        elif path.suffix in {".safetensors", ".bin"}:
+            digest.update(str(path.stat().st_size).encode())
+    return digest.hexdigest()[:16]

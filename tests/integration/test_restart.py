@@ -1,5 +1,6 @@
 """What outlives the orchestrator's process, and how it goes."""
 
+import shutil
 import signal
 import time
 
@@ -7,6 +8,7 @@ import httpx2
 import psutil
 import pytest
 
+from orchestrator.retrieval.embedder_model import bundled_embedder
 from tests import pdfs
 from tests.running import orchestrator
 
@@ -86,3 +88,31 @@ def test_a_used_port_is_one_clear_line(tmp_path, fake_engine):
         with pytest.raises(AssertionError, match="exited with 2") as refused, second:
             pass
     assert "ORCHESTRATOR_PORT" in str(refused.value)
+
+
+def test_another_embedding_model_is_refused(tmp_path, fake_engine):
+    """Vectors of two models are never mixed: the start is refused in one line, nothing is lost."""
+    with orchestrator(tmp_path / "data", fake_engine.url) as running:
+        upload(running.url, pdfs.text_pdf(["The zeppelin hangar is in Friedrichshafen."]))
+    other = tmp_path / "other-model"
+    shutil.copytree(bundled_embedder(), other)
+    config = other / "config.json"
+    config.write_text(config.read_text().replace("{", '{"name": "other", ', 1))
+    changed = orchestrator(tmp_path / "data", fake_engine.url, embedding_model=str(other))
+    with pytest.raises(AssertionError, match="exited with 2") as refused, changed:
+        pass
+    assert "were embedded by another model" in str(refused.value)
+    assert "Traceback" not in str(refused.value)
+    with orchestrator(tmp_path / "data", fake_engine.url) as running:
+        found = httpx2.post(f"{running.url}/search", json=BODY, trust_env=False).json()
+        assert len(found["passages"]) == 1
+
+
+def test_a_damaged_database_is_one_clear_line(tmp_path, fake_engine):
+    """A file that is no database is told, and left as it is."""
+    (tmp_path / "tidegate.db").write_bytes(b"this is no database, and must not be overwritten" * 99)
+    broken = orchestrator(tmp_path, fake_engine.url)
+    with pytest.raises(AssertionError, match="exited with 2") as refused, broken:
+        pass
+    assert "Traceback" not in str(refused.value)
+    assert (tmp_path / "tidegate.db").read_bytes().startswith(b"this is no database")
