@@ -47,7 +47,7 @@ test-contract: setup-dev model ## real vLLM on this machine, the openai client
 	@echo "== contract"
 	@$(BIN)/pytest -q tests/contract
 
-check: setup-dev ## format, lint, types, import contracts, test sentences, Dockerfiles, compose
+check: setup-dev ## format, lint, types, import contracts, test sentences, containers, docs
 	@$(BIN)/ruff format --quiet --check . || { echo "fix with: $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
@@ -56,6 +56,7 @@ check: setup-dev ## format, lint, types, import contracts, test sentences, Docke
 	@$(SENTENCES) --quiet tests || { $(SENTENCES) -vv tests | grep MISSED; exit 1; }
 	@$(BIN)/hadolint deploy/*.Dockerfile
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
+	@$(BIN)/pytest -q tests/unit/test_docs.py
 	@echo "all checks passed"
 
 loadtest: costs ## the table of costs
