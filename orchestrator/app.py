@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -451,7 +451,7 @@ def _log_engine(state: EngineState) -> None:
         logger.info("engine ready: %s", state.model.id)
 
 
-def _count_requests(metrics: Metrics) -> Any:
+def _count_requests(metrics: Metrics) -> Callable[[Finished], None]:
     def finished(done: Finished) -> None:
         metrics.requests.labels(route=done.route, code=done.code).inc()
         metrics.request_seconds.labels(route=done.route).observe(done.seconds)
@@ -459,7 +459,7 @@ def _count_requests(metrics: Metrics) -> Any:
     return finished
 
 
-def _count_answers(metrics: Metrics) -> Any:
+def _count_answers(metrics: Metrics) -> Callable[[Answer], None]:
     def answered(answer: Answer) -> None:
         metrics.queue_seconds.observe(answer.timings.queue_ms / 1000)
         metrics.retrieve_seconds.observe(answer.timings.retrieve_ms / 1000)
@@ -470,7 +470,7 @@ def _count_answers(metrics: Metrics) -> Any:
     return answered
 
 
-def _count_documents(metrics: Metrics) -> Any:
+def _count_documents(metrics: Metrics) -> Callable[[str, int, float], None]:
     def done(code: str, pages: int, seconds: float) -> None:
         metrics.documents_ingested.labels(code=code).inc()
         metrics.pages_ingested.inc(pages)

@@ -15,11 +15,6 @@ class Threads:
     def __init__(self, limit: int) -> None:
         self.limiter = CapacityLimiter(limit)
 
-    @property
-    def busy(self) -> int:
-        """Calls that run now."""
-        return int(self.limiter.borrowed_tokens)
-
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `call(*args)` returns, run in a thread; cancelling does not stop the call itself."""
         if kwargs:

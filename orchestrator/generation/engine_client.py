@@ -147,15 +147,6 @@ class EngineClient:
         except (KeyError, TypeError) as exc:
             raise EngineProtocolError("The engine's /v1/models is not the OpenAI shape.") from exc
 
-    async def metrics(self) -> str:
-        """
-        The engine's Prometheus text.
-
-        Raises:
-            EngineError: If it does not answer.
-        """
-        return (await self._get("/metrics")).text
-
     async def stream(
         self, request: EngineRequest, deadline: Deadline
     ) -> AsyncGenerator[EngineChunk, None]:

@@ -40,8 +40,8 @@ def fit(
         ContextTooLong: If the question alone does not fit.
     """
     room = window_tokens - question.max_tokens
-    history = _history_that_fits(question, counter=counter, room=room)
-    left = room - counter.count_messages(_prompt(question, (), history, counter))
+    history, tokens = _history_that_fits(question, counter=counter, room=room)
+    left = room - tokens
     kept: list[Passage] = []
     for passage in passages:
         cost = _block_tokens(len(kept) + 1, passage, counter)
@@ -63,8 +63,13 @@ def _prompt(
 
 def _history_that_fits(
     question: Question, *, counter: TokenCounter, room: int
-) -> tuple[Message, ...]:
-    """The newest turns that leave half of the room to the passages; system turns always stay."""
+) -> tuple[tuple[Message, ...], int]:
+    """
+    The newest turns that leave half of the room to the passages; system turns always stay.
+
+    Returns:
+        The turns, and what the prompt takes with them and without passages, in tokens.
+    """
     bare = counter.count_messages(_prompt(question, (), (), counter))
     if bare > room:
         raise ContextTooLong(
@@ -74,15 +79,16 @@ def _history_that_fits(
         )
     kept = list(question.history)
     while kept:
-        if counter.count_messages(_prompt(question, (), kept, counter)) <= (room + bare) // 2:
-            break
+        tokens = counter.count_messages(_prompt(question, (), kept, counter))
+        if tokens <= (room + bare) // 2:
+            return tuple(kept), tokens
         oldest = next((i for i, m in enumerate(kept) if m.role != "system"), None)
         if oldest is None:
             raise ContextTooLong(
                 "The system message leaves no room for passages. Shorten it.", param="messages"
             )
         del kept[oldest]
-    return tuple(kept)
+    return (), bare
 
 
 def _block_tokens(n: int, passage: Passage, counter: TokenCounter) -> int:

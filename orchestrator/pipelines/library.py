@@ -5,6 +5,7 @@ An upload is acknowledged only when its bytes and its row are on disk: first the
 A crash between the two leaves a file without a row, which the next start removes.
 """
 
+import asyncio
 import hashlib
 import os
 import shutil
@@ -19,7 +20,7 @@ import numpy as np
 
 from orchestrator.concurrency import Threads
 from orchestrator.documents.sandbox import ParserSandbox
-from orchestrator.domain import Document, DocumentId, DocumentStatus
+from orchestrator.domain import ChunkId, Document, DocumentId, DocumentStatus
 from orchestrator.errors import (
     CollectionNotFound,
     DocumentNotFound,
@@ -94,6 +95,9 @@ class Library:
         self._indexes = indexes
         self._threads = threads
         self._clock = clock
+        # A file and its row come and go together: without this, deleting a document could take the
+        # file of the same bytes that were just uploaded again.
+        self._changing = asyncio.Lock()
 
     def open(self) -> None:
         """Make the folders, and remove what a crash left half done."""
@@ -167,14 +171,17 @@ class Library:
         """
         document = await self.get(document_id)
         self._ingestion.cancel(document_id)
-        ids = await self._threads.run(self._store.delete, document_id)
-        if ids is None:
-            await self.get(document_id)
-            return
-        await self._threads.run(
-            self._indexes.remove, document.collection, np.array(ids, dtype=np.int64)
-        )
-        await self._threads.run(_discard, self.file(document_id))
+        async with self._changing:
+            ids = await self._threads.run(self._store.delete, document_id)
+            if ids is not None:
+                await self._threads.run(self._forget, document, ids)
+                return
+        await self.get(document_id)
+
+    def _forget(self, document: Document, ids: Sequence[ChunkId]) -> None:
+        """Vectors and file of a document whose row is gone."""
+        self._indexes.remove(document.collection, np.array(ids, dtype=np.int64))
+        _discard(self.file(document.id))
 
     async def require_searchable(
         self, collection: str, document_ids: Sequence[DocumentId] = ()
@@ -233,7 +240,8 @@ class Library:
             created_at=self._clock(),
             pages=info.pages,
         )
-        document, created = await self._threads.run(self._keep, path, new)
+        async with self._changing:
+            document, created = await self._threads.run(self._keep, path, new)
         if created:
             self._ingestion.submit(document.id)
         return Accepted(document, duplicate=not created)
