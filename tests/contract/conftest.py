@@ -1,5 +1,7 @@
 """The whole stack for real: model_server, vLLM with the bundled model, the orchestrator."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ ENGINE_PYTHON = ROOT / ".venv-engine" / "bin" / "python"
 MODEL_FOLDER = ROOT / ".models" / "smollm2-135m-instruct"
 MODEL = "smollm2-135m-instruct"
 ENGINE_START_S = 300.0
+WITHOUT_ENGINE = ("fake", "simulator")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,7 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     missing = not (ENGINE_PYTHON.exists() and MODEL_FOLDER.exists())
     for item in items:
-        if here in item.path.parents and "fake" not in item.name:
+        alone = any(kind in item.name for kind in WITHOUT_ENGINE) and "vllm" not in item.name
+        if here in item.path.parents and not alone:
             item.add_marker(pytest.mark.engine)
             item.add_marker(pytest.mark.timeout(ENGINE_START_S + 120))
             if missing:
@@ -63,14 +67,45 @@ def vllm_url(model_server: Program) -> str:
     return str(state["engine_url"])
 
 
-@pytest.fixture(params=["fake", "vllm"])
+@pytest.fixture(scope="session")
+def simulator_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where a simulator listens that has the limits of the real vLLM beside it."""
+    options = ["--profile", "smollm2-cpu", "--model", MODEL, "--max-num-queued-reqs", "48"]
+    log = tmp_path_factory.mktemp("simulator") / "simulator.log"
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            [sys.executable, "-m", "model_server.simulator", "--port", "0", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("listening on http://"), log.read_text()
+            yield line.split()[-1]
+        finally:
+            process.terminate()
+        assert process.wait(10) == 0, log.read_text()
+
+
+@pytest.fixture(params=["fake", "simulator", "vllm"])
 def engine_url(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
-    """(address, model) of each kind of engine: what holds for one must hold for the other."""
-    if request.param == "vllm":
-        yield request.getfixturevalue("vllm_url"), MODEL
-    else:
+    """(address, model) of each kind of engine: what holds for one must hold for the others."""
+    if request.param == "fake":
         with serving(FakeEngine()) as engine:
             yield engine.url, FAKE_MODEL
+    else:
+        yield request.getfixturevalue(f"{request.param}_url"), MODEL
+
+
+@pytest.fixture(params=["simulator", "vllm"])
+def batching_url(request: pytest.FixtureRequest) -> str:
+    """Where an engine listens that batches, caches, limits and counts: the simulator, then vLLM."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
 
 
 @pytest.fixture(scope="session")
