@@ -52,8 +52,10 @@ class FakeEngine:
         self.requests: list[dict[str, Any]] = []
         self.client_ports: list[int] = []
         self.url = ""
+        self.metrics_text = ""
         self.app = FastAPI()
         self.app.add_api_route("/v1/models", self.models)
+        self.app.add_api_route("/metrics", self.metrics)
         self.app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
 
     def play(self, **script: Any) -> None:
@@ -64,6 +66,9 @@ class FakeEngine:
 
     async def models(self) -> dict[str, Any]:
         return {"object": "list", "data": [{"id": MODEL, "max_model_len": WINDOW}]}
+
+    async def metrics(self) -> Response:
+        return Response(self.metrics_text, media_type="text/plain")
 
     async def chat(self, request: Request) -> Response:
         self.requests.append(await request.json())

@@ -1,19 +1,26 @@
 """Events become frames; a stream is closed however it ends."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from orchestrator.api.error_responses import dumps, error_body, internal_error
 from orchestrator.errors import ClientClosed, OrchestratorError
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 KEEP_ALIVE = ": keep-alive\n\n"
+MAX_HELD_CHARS = 64 * 1024
+"""Gathered ahead of a slow client; beyond it the source waits."""
 DONE = "data: [DONE]\n\n"
 HEADERS = {
     "Cache-Control": "no-store",
@@ -27,13 +34,33 @@ def frame(payload: Mapping[str, Any], event: str | None = None) -> str:
     return f"{name}data: {dumps(payload)}\n\n"
 
 
+@dataclass(frozen=True, slots=True)
+class StreamTimers:
+    """
+    How long a stream may be silent, and its client deaf, in seconds.
+
+    Attributes:
+        keep_alive_s: Silence after which a comment is sent.
+        write_timeout_s: Longest time that a client may not read; then it is given up.
+    """
+
+    keep_alive_s: float = 10.0
+    write_timeout_s: float = 30.0
+
+
 class EventStream(StreamingResponse):
     """
     A stream of frames that closes its source at the end, also when nobody ever read it.
 
+    Frames that are ready together go out together. A source that says nothing for a while is
+    bridged by comments, so that nothing on the way takes the silence for a dead connection; a
+    client that reads nothing for a while is given up.
+
     Args:
         frames: The frames; errors inside become one `error` frame.
         close: Awaited once, whatever happened.
+        headers: Headers of this answer, besides those of every stream.
+        timers: How long either side may keep silent.
     """
 
     def __init__(
@@ -43,36 +70,152 @@ class EventStream(StreamingResponse):
         request: Request,
         close: Callable[[], Awaitable[None]],
         error_event: str | None = "error",
+        timers: StreamTimers | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(
-            _with_errors(frames, request, error_event),
-            media_type="text/event-stream",
-            headers=HEADERS,
+            frames, media_type="text/event-stream", headers={**HEADERS, **(headers or {})}
         )
+        self._frames = frames
+        self._request = request
         self._close = close
+        self._error_event = error_event
+        self._timers = timers or StreamTimers()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's shape
+        """Send the stream, until it ends or the client is gone."""
+        outbox = _Outbox(self._frames, self._error_frame)
         try:
-            await super().__call__(scope, receive, send)
+            async with _until_gone(receive):
+                await self._send_all(outbox, send)
+        except TimeoutError:
+            self._request.state.outcome = ClientClosed.code
+            logger.info("a client read nothing for %g s: given up", self._timers.write_timeout_s)
         finally:
+            await outbox.aclose()
             await self._close()
 
+    async def _send_all(self, outbox: "_Outbox", send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await self._send(send, start)
+        while (text := await outbox.take(self._timers.keep_alive_s)) is not None:
+            body = (text or KEEP_ALIVE).encode()
+            await self._send(send, {"type": "http.response.body", "body": body, "more_body": True})
+        await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
 
-async def _with_errors(
-    frames: AsyncIterator[str], request: Request, error_event: str | None
-) -> AsyncGenerator[str, None]:
-    """The frames; after the first byte an error cannot become a status, so it becomes a frame."""
+    async def _send(self, send: Send, message: Message) -> None:
+        """
+        Send, as long as the client takes it.
+
+        Raises:
+            TimeoutError: If it does not.
+        """
+        async with asyncio.timeout(self._timers.write_timeout_s):
+            await send(message)
+
+    def _error_frame(self, exc: Exception) -> str:
+        """After the first byte an error cannot become a status, so it becomes a frame."""
+        error = exc if isinstance(exc, OrchestratorError) else internal_error(exc)
+        self._request.state.outcome = error.code
+        return frame(error_body(error), self._error_event)
+
+
+class _Outbox:
+    """Frames gathered by a task of its own, while the client is written to or nothing comes."""
+
+    def __init__(self, frames: AsyncIterator[str], error_frame: Callable[[Exception], str]) -> None:
+        self._frames = frames
+        self._error_frame = error_frame
+        self._held: list[str] = []
+        self._held_chars = 0
+        self._sender: asyncio.Future[None] | None = None
+        self._room = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._alarm: asyncio.TimerHandle | None = None
+        self._silent_at_s = 0.0
+        self._task = self._loop.create_task(self._gather())
+
+    async def take(self, silence_s: float) -> str | None:
+        """Every frame that is ready; "" if none was for `silence_s` seconds; None at the end."""
+        self._silent_at_s = self._loop.time() + silence_s
+        while not self._held:
+            if self._task.done():
+                return None
+            if self._loop.time() >= self._silent_at_s:
+                return ""
+            await self._news()
+        text = "".join(self._held) if len(self._held) > 1 else self._held[0]
+        self._held.clear()
+        self._held_chars = 0
+        self._room.set()
+        return text
+
+    async def aclose(self) -> None:
+        """Stop gathering."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        if not self._task.done():
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _gather(self) -> None:
+        try:
+            async for text in self._frames:
+                await self._put(text)
+        except Exception as exc:  # noqa: BLE001 - the client must be told, the log has the traceback
+            await self._put(self._error_frame(exc))
+        finally:
+            self._wake()
+
+    async def _put(self, text: str) -> None:
+        self._held.append(text)
+        self._held_chars += len(text)
+        self._wake()
+        if self._held_chars > MAX_HELD_CHARS:
+            self._room.clear()
+            await self._room.wait()
+
+    async def _news(self) -> None:
+        """Wait for a frame, the end or the alarm: one timer a stream, not one a frame."""
+        if self._alarm is None:
+            self._alarm = self._loop.call_at(self._silent_at_s, self._ring)
+        self._sender = self._loop.create_future()
+        try:
+            await self._sender
+        finally:
+            self._sender = None
+
+    def _ring(self) -> None:
+        self._alarm = None  # whoever waits sees that it is early, and sets it anew
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._sender is not None and not self._sender.done():
+            self._sender.set_result(None)
+
+
+@asynccontextmanager
+async def _until_gone(receive: Receive) -> AsyncIterator[None]:
+    """The block is left without a word when the client hangs up."""
+    block = asyncio.current_task()
+    if block is None:
+        raise RuntimeError("a stream is sent by a task")
+    inside = True
+
+    def leave(_: asyncio.Task[None]) -> None:
+        if inside:
+            block.cancel()
+
+    listener = asyncio.create_task(_disconnected(receive))
+    listener.add_done_callback(leave)
     try:
-        async for text in frames:
-            yield text
-    except OrchestratorError as exc:
-        request.state.outcome = exc.code
-        yield frame(error_body(exc), error_event)
-    except Exception as exc:  # noqa: BLE001 - the client must be told, the log has the traceback
-        error = internal_error(exc)
-        request.state.outcome = error.code
-        yield frame(error_body(error), error_event)
+        yield
+    except asyncio.CancelledError:
+        if not listener.done() or block.uncancel():
+            raise
+    finally:
+        inside = False
+        listener.cancel()
 
 
 async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
@@ -83,7 +226,7 @@ async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
         ClientClosed: If the client is gone.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.create_task(_disconnected(request))
+    gone = asyncio.create_task(_disconnected(request.receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
@@ -96,6 +239,6 @@ async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
             await asyncio.gather(task, return_exceptions=True)
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass

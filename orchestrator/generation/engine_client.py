@@ -2,93 +2,66 @@
 The OpenAI wire to the engine: one streamed chat completion, told apart from every way it can fail.
 
 Four timers guard a request (connect, first token, stall, total), a semaphore bounds how many are
-out at once, and only what came before the first byte is tried again. Closing the stream closes the
-connection, which makes vLLM abort the request.
+out at once, a breaker keeps requests from an engine that fails, and only what came before the first
+byte is tried again. Closing the stream closes the connection, which makes vLLM abort the request.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from http import HTTPStatus
 
 import httpx2
 from tenacity import AsyncRetrying, RetryCallState
 
-from orchestrator.domain import EngineChunk, FinishReason, Message, Sampling, Usage
+from orchestrator.domain import EngineChunk
 from orchestrator.errors import (
     EngineError,
     EngineOverloaded,
     EngineProtocolError,
-    EngineRejected,
     EngineTimeout,
     EngineUnavailable,
 )
+from orchestrator.generation.completion import Completion
+from orchestrator.generation.engine_refusals import no_stream, refusal
+from orchestrator.generation.engine_request import EngineModel, EngineRequest, EngineTimeouts
+from orchestrator.generation.event_reader import EventReader
+from orchestrator.generation.event_stream import EventStreamParser
+from orchestrator.generation.socket_options import watched
+from orchestrator.resilience.circuit_breaker import Call, CircuitBreaker
 from orchestrator.resilience.deadline import Deadline
-from orchestrator.resilience.retry import RetryPolicy, retry_on, stop_when, wait_for
+from orchestrator.resilience.retry import RetryBudget, RetryPolicy, retry_on, stop_when, wait_for
 
-MAX_EVENT_BYTES = 1024 * 1024
-MAX_ERROR_CHARS = 500
+__all__ = ["EngineClient", "EngineModel", "EngineRequest", "EngineTimeouts"]
+
+MAX_ERROR_BYTES = 64 * 1024
+MAX_PAGE_BYTES = 4 * 1024 * 1024
+"""Longest answer to anything but a completion; vLLM's /metrics has some hundred kilobytes."""
 END_S = 0.1
 """Longest wait for a body's end after [DONE]; an engine that keeps it open costs a new connection."""
 KEEPALIVE_S = 4.0
 """vLLM closes idle connections after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE); ours must go first."""
+PROBE_TOKENS = 8
+"""Steps after which a half-open breaker's probe has proved that the engine works again."""
+_EVENT_STREAM = "text/event-stream"
+_COMPLETIONS = "/v1/chat/completions"
 
 
-@dataclass(frozen=True, slots=True)
-class EngineTimeouts:
-    """
-    The timers of one request, in seconds; the deadline is the fourth.
+@dataclass(slots=True)
+class _Answer:
+    """An answer of the engine that has begun: 200, and a stream of events to come."""
 
-    Attributes:
-        connect_s: To open a connection.
-        first_token_s: From sending the request to the first event.
-        stall_s: Between two events.
-    """
+    response: httpx2.Response
+    reader: EventReader
+    call: Call
+    asked_at_s: float
+    slow: bool = False
 
-    connect_s: float
-    first_token_s: float
-    stall_s: float
-
-    def __post_init__(self) -> None:
-        if min(self.connect_s, self.first_token_s, self.stall_s) <= 0:
-            raise ValueError(f"timers must be positive: {self!r}")
-
-
-@dataclass(frozen=True, slots=True)
-class EngineModel:
-    """A model that the engine serves. `max_model_len` is None if it does not say."""
-
-    id: str
-    max_model_len: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class EngineRequest:
-    """One completion to ask for. `max_tokens` is always sent: vLLM's default is the whole window."""
-
-    model: str
-    messages: Sequence[Message]
-    max_tokens: int
-    sampling: Sampling = Sampling()
-
-    def body(self) -> dict[str, Any]:
-        """The JSON that goes out."""
-        chosen = {
-            "top_p": self.sampling.top_p,
-            "seed": self.sampling.seed,
-            "stop": list(self.sampling.stop) or None,
-        }
-        return {
-            "model": self.model,
-            "messages": [{"role": m.role, "content": m.content} for m in self.messages],
-            "max_tokens": self.max_tokens,
-            "temperature": self.sampling.temperature,
-            **{name: value for name, value in chosen.items() if value is not None},
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
+    async def aclose(self) -> None:
+        await self.reader.aclose()
+        await self.response.aclose()
 
 
 class EngineClient:
@@ -97,8 +70,13 @@ class EngineClient:
 
     Args:
         base_url: With or without a trailing /v1.
+        breaker: Told how each request ended; refuses requests while the engine fails.
+        budget: What all requests together may spend on retries.
         max_concurrent: Requests that may be out at once.
+        name: What messages call the engine.
+        slow_first_token_s: A first token later than this counts as slow, in seconds.
         on_retry: Called with the failure before each further attempt.
+        on_overload: Called with the engine's Retry-After, in seconds, each time it says it is full.
     """
 
     def __init__(
@@ -107,28 +85,26 @@ class EngineClient:
         base_url: str,
         timeouts: EngineTimeouts,
         retry: RetryPolicy,
+        breaker: CircuitBreaker,
+        budget: RetryBudget,
         max_concurrent: int,
+        name: str = "engine",
         api_key: str | None = None,
+        slow_first_token_s: float | None = None,
         on_retry: Callable[[EngineError], None] = lambda _: None,
+        on_overload: Callable[[float | None], None] = lambda _: None,
     ) -> None:
+        self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        self.name = name
         self._timeouts = timeouts
         self._retry = retry
+        self._breaker = breaker
+        self._budget = budget
+        self._slow_s = slow_first_token_s
         self._on_retry = on_retry
+        self.on_overload = on_overload
         self._slots = asyncio.Semaphore(max_concurrent)
-        self.base_url = base_url.rstrip("/").removesuffix("/v1")
-        self._http = httpx2.AsyncClient(
-            base_url=self.base_url,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx2.Timeout(
-                connect=timeouts.connect_s, read=None, write=timeouts.stall_s, pool=None
-            ),
-            limits=httpx2.Limits(
-                max_connections=max_concurrent + 8,
-                max_keepalive_connections=max_concurrent,
-                keepalive_expiry=KEEPALIVE_S,
-            ),
-            trust_env=False,  # an engine is a neighbour: a proxy from the environment is a mistake
-        )
+        self._http = _http_client(self.base_url, timeouts, max_concurrent, api_key)
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -141,219 +117,284 @@ class EngineClient:
         Raises:
             EngineError: If it does not answer as an OpenAI-compatible engine.
         """
-        payload = (await self._get("/v1/models")).json()
         try:
+            payload = json.loads(await self._get("/v1/models"))
             return [EngineModel(m["id"], m.get("max_model_len")) for m in payload["data"]]
-        except (KeyError, TypeError) as exc:
-            raise EngineProtocolError("The engine's /v1/models is not the OpenAI shape.") from exc
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+            raise EngineProtocolError(
+                f"The {self.name}'s /v1/models is not the OpenAI shape."
+            ) from exc
+
+    async def metrics_text(self) -> str:
+        """
+        What the engine measures of itself, in Prometheus' text format.
+
+        Raises:
+            EngineError: If it does not answer in time, or with more than 4 MiB.
+        """
+        return (await self._get("/metrics")).decode("utf-8", "replace")
 
     async def stream(
         self, request: EngineRequest, deadline: Deadline
     ) -> AsyncGenerator[EngineChunk, None]:
         """
-        The completion, step by step; closing the iterator aborts it.
+        The completion, read by read; closing the iterator aborts it.
 
         Raises:
             EngineError: The kind tells how it failed.
+            CircuitOpen: If the engine failed too often of late.
             DeadlineExceeded: If the request's time is up.
         """
+        async with self._slot(deadline), self._first_byte(request, deadline) as answer:
+            completion = Completion()
+            with self._counted(answer.call):
+                while not completion.ended:
+                    chunk = await self._read(answer, completion, deadline)
+                    if chunk is not None:
+                        yield chunk
+                if completion.error is not None:
+                    raise completion.error
+            await answer.reader.drain(END_S)
+
+    @asynccontextmanager
+    async def _slot(self, deadline: Deadline) -> AsyncIterator[None]:
+        """A place among the requests that may be out at once."""
         async with deadline.scope():
             await self._slots.acquire()
         try:
-            async with (
-                self._first_byte(request, deadline) as events,
-                aclosing(self._relay(events, deadline)) as chunks,
-            ):
-                async for chunk in chunks:
-                    yield chunk
+            yield
         finally:
             self._slots.release()
-
-    async def _get(self, path: str) -> httpx2.Response:
-        try:
-            response = await self._http.get(path, timeout=self._timeouts.connect_s)
-            response.raise_for_status()
-        except httpx2.HTTPStatusError as exc:
-            raise EngineUnavailable(
-                f"The engine at {self.base_url} answered {exc.response.status_code} to {path}."
-            ) from exc
-        except httpx2.HTTPError as exc:
-            raise self._unreachable(exc) from exc
-        return response
 
     @asynccontextmanager
     async def _first_byte(
         self, request: EngineRequest, deadline: Deadline
-    ) -> AsyncIterator[AsyncIterator[httpx2.ServerSentEvent]]:
-        """An open stream of events; everything that may be retried happens in here."""
-        async with AsyncExitStack() as stack:
-            attempts = AsyncRetrying(
-                retry=retry_on(),
-                stop=stop_when(self._retry, deadline),
-                wait=wait_for(self._retry),
-                reraise=True,
-                before_sleep=self._note,
-            )
-            response: httpx2.Response = await attempts(self._open, request, deadline, stack)
-            yield aiter(httpx2.EventSource(response, max_event_size=MAX_EVENT_BYTES))
+    ) -> AsyncIterator[_Answer]:
+        """An answer that has begun; everything that may be retried happens in here."""
+        failures: list[EngineError] = []
+
+        async def attempt() -> _Answer:
+            try:
+                return await self._ask(request, deadline, self._enter(failures))
+            except EngineError as exc:
+                failures.append(exc)
+                raise
+
+        self._budget.earn()
+        attempts = AsyncRetrying(
+            retry=retry_on(),
+            stop=stop_when(self._retry, deadline, self._budget, unless=self._troubled),
+            wait=wait_for(self._retry),
+            reraise=True,
+            before_sleep=self._note,
+        )
+        answer: _Answer = await attempts(attempt)
+        try:
+            yield answer
+        finally:
+            await answer.aclose()
+
+    def _enter(self, failures: list[EngineError]) -> Call:
+        """
+        Leave of the breaker to ask.
+
+        Raises:
+            CircuitOpen: If it refuses the first attempt.
+            EngineError: The last failure, if this would be a retry and the breaker is not closed.
+        """
+        if failures and self._troubled():
+            raise failures[-1]
+        return self._breaker.enter()
+
+    def _troubled(self) -> bool:
+        """Whether the breaker is open, or waits for one probe: a retry is neither wanted there."""
+        return self._breaker.state != "closed"
 
     def _note(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, EngineError):
             self._on_retry(error)
 
-    async def _open(
-        self, request: EngineRequest, deadline: Deadline, stack: AsyncExitStack
-    ) -> httpx2.Response:
-        """The response with its headers read and its status judged, owned by `stack`."""
-        attempt = AsyncExitStack()
-        timer = asyncio.timeout(self._timeouts.first_token_s)
+    @contextmanager
+    def _counted(self, call: Call) -> Iterator[None]:
+        """Tells the breaker of failures; what is no fault of the engine's is no failure."""
         try:
-            async with deadline.scope(), timer:
-                response = await attempt.enter_async_context(
-                    self._http.stream("POST", "/v1/chat/completions", json=request.body())
-                )
-                await self._judge(response)
-        except TimeoutError as exc:
-            await attempt.aclose()
-            raise self._silent("first token", self._timeouts.first_token_s) from exc
-        except httpx2.HTTPError as exc:
-            await attempt.aclose()
-            raise self._unreachable(exc) from exc
-        except BaseException:
-            await attempt.aclose()
+            yield
+        except (EngineUnavailable, EngineTimeout, EngineProtocolError):
+            call.failed()
             raise
-        stack.push_async_callback(attempt.aclose)
-        return response
+        except EngineOverloaded as exc:
+            call.abandoned()
+            self.on_overload(exc.retry_after_s)
+            raise
+        except BaseException:
+            call.abandoned()
+            raise
 
-    async def _relay(
-        self, events: AsyncIterator[httpx2.ServerSentEvent], deadline: Deadline
-    ) -> AsyncGenerator[EngineChunk, None]:
-        """The stream's content, until [DONE]; anything else that ends it is an error."""
-        patience_s, waits_for = self._timeouts.first_token_s, "first token"
-        finished = False
-        while True:
-            timer = asyncio.timeout(patience_s)
+    async def _ask(self, request: EngineRequest, deadline: Deadline, call: Call) -> _Answer:
+        """One attempt, up to the headers and what they mean."""
+        response: httpx2.Response | None = None
+        asked_at_s = asyncio.get_running_loop().time()
+        with self._counted(call):
             try:
-                async with deadline.scope(), timer:
-                    event = await anext(events)
-            except StopAsyncIteration:
-                raise EngineProtocolError(
-                    "The engine's stream ended without [DONE]: the answer is incomplete."
-                ) from None
-            except TimeoutError as exc:
-                raise self._silent(waits_for, patience_s) from exc
-            except httpx2.HTTPError as exc:
-                raise EngineProtocolError(
-                    f"The connection to the engine broke mid-answer ({type(exc).__name__})."
-                ) from exc
-            if event.data == "[DONE]":
-                break
-            chunk = _parse(event.data)
-            finished = finished or chunk.finish_reason is not None
-            patience_s, waits_for = self._timeouts.stall_s, "next token"
-            yield chunk
-        await _read_to_end(events)
-        if not finished:
-            raise EngineProtocolError("The engine said [DONE] without a finish_reason.")
+                async with self._patience(self._timeouts.first_token_s, deadline):
+                    response = await self._http.send(
+                        self._http.build_request("POST", _COMPLETIONS, json=request.body()),
+                        stream=True,
+                    )
+                    await self._require_stream(response)
+            except BaseException as exc:
+                if response is not None:
+                    await response.aclose()
+                if isinstance(exc, httpx2.HTTPError):
+                    raise self._unreachable(exc) from exc
+                raise
+        reader = EventReader(response.aiter_raw(), EventStreamParser())
+        return _Answer(response, reader, call, asked_at_s)
 
-    async def _judge(self, response: httpx2.Response) -> None:
-        """Do nothing if the engine accepted; raise what its status means if not."""
-        if response.status_code != httpx2.codes.OK:
-            raise self._refusal(response, await _head(response))
+    @asynccontextmanager
+    async def _patience(self, timer_s: float, deadline: Deadline) -> AsyncIterator[None]:
+        """
+        Cancel the block when the first token is overdue, or the deadline passes.
+
+        Raises:
+            EngineTimeout: If the engine kept silent for `timer_s` seconds.
+            DeadlineExceeded: If the time was up before.
+        """
+        deadline.check()
+        remaining_s = deadline.remaining_s()
+        try:
+            async with asyncio.timeout(min(timer_s, remaining_s)):
+                yield
+        except TimeoutError as exc:
+            if remaining_s <= timer_s:
+                raise deadline.error() from exc
+            raise self._silent("first token", timer_s) from exc
+
+    async def _require_stream(self, response: httpx2.Response) -> None:
+        """
+        Do nothing if a stream of events is to come.
+
+        Raises:
+            EngineError: What the engine meant by its answer, if not.
+        """
+        content_type = response.headers.get("content-type", "")
+        if response.status_code != HTTPStatus.OK:
+            text = (await _head(response, MAX_ERROR_BYTES)).decode("utf-8", "replace")
+            raise refusal(self.name, response.status_code, response.headers, text)
+        if content_type.partition(";")[0].strip().lower() != _EVENT_STREAM:
+            text = (await _head(response, MAX_ERROR_BYTES)).decode("utf-8", "replace")
+            raise no_stream(self.name, content_type, text)
+        if response.headers.get("content-encoding", "identity") != "identity":
+            raise EngineProtocolError(f"The {self.name} compresses its stream, unasked.")
+
+    async def _read(
+        self, answer: _Answer, completion: Completion, deadline: Deadline
+    ) -> EngineChunk | None:
+        """What the engine says next; None for what says nothing."""
+        now_s = asyncio.get_running_loop().time()
+        deadline_at_s = now_s + deadline.remaining_s()
+        if completion.tokens:
+            waits_for, timer_s, since_s = "next token", self._timeouts.stall_s, now_s
+        else:
+            waits_for, timer_s, since_s = (
+                "first token",
+                self._timeouts.first_token_s,
+                answer.asked_at_s,
+            )
+        try:
+            events = await answer.reader.read(min(since_s + timer_s, deadline_at_s))
+        except TimeoutError as exc:
+            if deadline_at_s <= since_s + timer_s:
+                raise deadline.error() from exc
+            raise self._silent(waits_for, timer_s) from exc
+        except httpx2.HTTPError as exc:
+            raise EngineProtocolError(
+                f"The connection to the {self.name} broke mid-answer ({type(exc).__name__})."
+            ) from exc
+        deadline.check()
+        if not events:
+            completion.cut()
+            return None
+        first = not completion.tokens
+        chunk = completion.take(events)
+        if first and self._slow_s is not None:
+            answer.slow = asyncio.get_running_loop().time() - answer.asked_at_s > self._slow_s
+        proven = answer.call.probe and completion.tokens >= PROBE_TOKENS
+        if proven or (completion.ended and completion.error is None):
+            answer.call.succeeded(slow=answer.slow)
+        return chunk
+
+    async def _get(self, path: str) -> bytes:
+        """
+        A page of the engine's.
+
+        Raises:
+            EngineError: If it does not come within the connect timer, or is longer than allowed.
+        """
+        try:
+            async with (
+                asyncio.timeout(self._timeouts.connect_s),
+                self._http.stream("GET", path) as response,
+            ):
+                body = await _head(response, MAX_PAGE_BYTES)
+        except TimeoutError as exc:
+            raise self._silent(f"answer to {path}", self._timeouts.connect_s) from exc
+        except httpx2.HTTPError as exc:
+            raise self._unreachable(exc) from exc
+        if response.status_code != HTTPStatus.OK:
+            raise EngineUnavailable(
+                f"The {self.name} at {self.base_url} answered {response.status_code} to {path}."
+            )
+        if len(body) > MAX_PAGE_BYTES:
+            raise EngineProtocolError(
+                f"The {self.name}'s {path} has more than {MAX_PAGE_BYTES} bytes."
+            )
+        return body
 
     def _silent(self, waited_for: str, timer_s: float) -> EngineTimeout:
         return EngineTimeout(
-            f"The engine sent no {waited_for} within {timer_s:g} s. Ask again; "
+            f"The {self.name} sent no {waited_for} within {timer_s:g} s. Ask again; "
             "if it stays, look at the engine's state in /status."
         )
 
     def _unreachable(self, exc: httpx2.HTTPError) -> EngineUnavailable:
         return EngineUnavailable(
-            f"The engine at {self.base_url} cannot be reached ({type(exc).__name__}). "
+            f"The {self.name} at {self.base_url} cannot be reached ({type(exc).__name__}). "
             "It may still be loading: see /status."
         )
 
-    def _refusal(self, response: httpx2.Response, text: str) -> EngineError:
-        """A non-200 answer as one of our errors."""
-        status = response.status_code
-        retry_after_s = _seconds(response.headers.get("Retry-After"))
-        message = _message(text) or f"status {status}"
-        if status == httpx2.codes.TOO_MANY_REQUESTS or (
-            status == httpx2.codes.SERVICE_UNAVAILABLE and "queue" in message.lower()
-        ):
-            return EngineOverloaded(
-                f"The engine refused: {message}. Try again later.", retry_after_s=retry_after_s
-            )
-        if status in {httpx2.codes.BAD_GATEWAY, httpx2.codes.SERVICE_UNAVAILABLE}:
-            return EngineUnavailable(
-                f"The engine is not ready: {message}.", retry_after_s=retry_after_s
-            )
-        if status >= httpx2.codes.INTERNAL_SERVER_ERROR:
-            return EngineProtocolError(f"The engine failed: {message}.")
-        return EngineRejected(f"The engine rejected the request ({status}): {message}.")
+
+def _http_client(
+    base_url: str, timeouts: EngineTimeouts, max_concurrent: int, api_key: str | None
+) -> httpx2.AsyncClient:
+    return httpx2.AsyncClient(
+        base_url=base_url,
+        headers={
+            "Accept-Encoding": "identity",  # to be relayed as it comes, not held back in blocks
+            **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
+        },
+        timeout=httpx2.Timeout(
+            connect=timeouts.connect_s, read=None, write=timeouts.stall_s, pool=None
+        ),
+        transport=httpx2.AsyncHTTPTransport(
+            limits=httpx2.Limits(
+                max_connections=max_concurrent + 8,
+                max_keepalive_connections=max_concurrent,
+                keepalive_expiry=KEEPALIVE_S,
+            ),
+            socket_options=watched(),
+            trust_env=False,
+        ),
+        trust_env=False,  # an engine is a neighbour: a proxy from the environment is a mistake
+    )
 
 
-async def _read_to_end(events: AsyncIterator[httpx2.ServerSentEvent]) -> None:
-    """A body that was read to its end leaves its connection open for the next request."""
-    with suppress(TimeoutError, httpx2.HTTPError):
-        async with asyncio.timeout(END_S):
-            await anext(events, None)
-
-
-async def _head(response: httpx2.Response) -> str:
-    """The first part of an error's body; a hostile one is not read to its end."""
-    body = b""
+async def _head(response: httpx2.Response, max_bytes: int) -> bytes:
+    """The first part of a body; a hostile one is not read to its end."""
+    body = bytearray()
     async for part in response.aiter_bytes():
         body += part
-        if len(body) > MAX_EVENT_BYTES:
+        if len(body) > max_bytes:
             break
-    return body.decode("utf-8", "replace")
-
-
-def _message(text: str) -> str:
-    try:
-        error = json.loads(text)["error"]
-        message = error["message"] if isinstance(error, dict) else error
-    except (ValueError, KeyError, TypeError):
-        message = text
-    return str(message).strip().rstrip(".")[:MAX_ERROR_CHARS]
-
-
-def _seconds(header: str | None) -> float | None:
-    """A Retry-After in seconds; dates and nonsense count as none."""
-    try:
-        return max(0.0, float(header)) if header else None
-    except ValueError:
-        return None
-
-
-def _parse(data: str) -> EngineChunk:
-    """
-    One event of the stream.
-
-    Raises:
-        EngineProtocolError: If it is no chunk, an error told inside a 200, or an aborted answer.
-    """
-    try:
-        payload = json.loads(data)
-        if "error" in payload:
-            raise EngineProtocolError(
-                f"The engine failed mid-answer: {_message(data)}. Ask again in a moment."
-            )
-        usage = payload.get("usage")
-        counted = Usage(usage["prompt_tokens"], usage["completion_tokens"]) if usage else None
-        choices = payload["choices"]
-        if not choices:
-            return EngineChunk(usage=counted)
-        text = choices[0]["delta"].get("content") or ""
-        reason = choices[0].get("finish_reason")
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as exc:
-        raise EngineProtocolError("The engine's stream is not the OpenAI wire.") from exc
-    return EngineChunk(text=text, finish_reason=_finish_reason(reason), usage=counted)
-
-
-def _finish_reason(reason: str | None) -> FinishReason | None:
-    if reason in {None, "stop", "length"}:
-        return reason  # type: ignore[return-value]  # narrowed by the set above
-    raise EngineProtocolError(f"The engine gave the answer up (finish_reason {reason!r}).")
+    return bytes(body)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import EngineError, EngineUnavailable
 from orchestrator.generation.engine_client import EngineClient, EngineModel
+from orchestrator.generation.engine_metrics import EngineMetrics, parse
 
 RETRY_AFTER_S = 5.0
 
@@ -35,6 +36,8 @@ class EngineMonitor:
         wanted: Model to ask for; None takes the first one listed.
         default_window_tokens: Used when the engine does not state its window.
         on_change: Called with the new state whenever readiness changes.
+        on_metrics: Called after each look with the engine's metrics, or with None if it gave none;
+            without it they are not asked for.
     """
 
     def __init__(
@@ -45,18 +48,20 @@ class EngineMonitor:
         default_window_tokens: int,
         wanted: str | None = None,
         on_change: Callable[[EngineState], None] = lambda _: None,
+        on_metrics: Callable[[EngineMetrics | None], None] | None = None,
     ) -> None:
         self._client = client
         self._poll_s = poll_s
         self._default_window_tokens = default_window_tokens
         self._wanted = wanted
         self._on_change = on_change
+        self._on_metrics = on_metrics
         self._task: asyncio.Task[None] | None = None
         self.state = EngineState(model=None)
 
     async def start(self) -> None:
         """Look once, then keep looking in the background."""
-        await self.refresh()
+        await asyncio.gather(self.refresh(), self._scrape())
         self._task = asyncio.create_task(self._watch(), name="engine-monitor")
 
     async def aclose(self) -> None:
@@ -111,4 +116,14 @@ class EngineMonitor:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._poll_s)
-            await self.refresh()
+            await asyncio.gather(self.refresh(), self._scrape())
+
+    async def _scrape(self) -> None:
+        """A dead or slow /metrics is told as None, and does not hold up the other look."""
+        if self._on_metrics is None:
+            return
+        try:
+            found = parse(await self._client.metrics_text())
+        except EngineError:
+            found = None
+        self._on_metrics(found)

@@ -1,18 +1,24 @@
 """
-When to try the engine again: tenacity strategies under a deadline.
+When to try the engine again: tenacity strategies under a deadline and a budget.
 
 There is one retry layer, and it ends with the engine's first byte.
 """
 
+import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tenacity import RetryCallState, retry_if_exception_type, stop_after_attempt
 from tenacity.retry import retry_base
 from tenacity.stop import stop_base
-from tenacity.wait import wait_base, wait_exponential_jitter
+from tenacity.wait import wait_base
 
-from orchestrator.errors import EngineUnavailable, OrchestratorError
+from orchestrator.errors import EngineOverloaded, EngineUnavailable, OrchestratorError
 from orchestrator.resilience.deadline import Deadline
+
+SPREAD = 0.25
+"""Share of a told pause that is added at random, so that those told the same do not meet again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +28,8 @@ class RetryPolicy:
 
     Attributes:
         attempts: Tries in all, the first one counted.
-        wait_initial_s: Mean pause before the second try, in seconds.
-        wait_max_s: Longest pause, in seconds.
+        wait_initial_s: Longest pause before the second try, in seconds; doubled for each further.
+        wait_max_s: Longest pause, in seconds; an engine that asks for more is not tried again.
     """
 
     attempts: int = 3
@@ -35,41 +41,132 @@ class RetryPolicy:
             raise ValueError(f"not usable as a retry policy: {self!r}")
 
 
-class _StopAtDeadline(stop_base):
-    """Stops when the next pause would end after the deadline."""
+class RetryBudget:
+    """
+    How many retries all requests together may spend: a token bucket.
 
-    def __init__(self, deadline: Deadline) -> None:
+    In any span of time, retries <= `ratio` * requests + `per_s` * seconds + `burst`, so that a
+    failing engine meets at most that much more than what was asked of it. The burst lets a short
+    fault pass that hits a quiet service; it is full at the start.
+
+    Args:
+        ratio: Retries that each request earns.
+        per_s: Retries that each second earns, for services with few requests.
+        burst: Retries that can be saved up.
+        clock: Monotonic seconds.
+
+    Source:
+        Finagle's and Linkerd's retry budgets; Google SRE book, chapter 21 (10 % per client).
+    """
+
+    def __init__(
+        self,
+        *,
+        ratio: float = 0.1,
+        per_s: float = 1.0,
+        burst: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if ratio < 0 or per_s < 0 or burst < 1:
+            raise ValueError(f"not usable as a retry budget: {ratio=} {per_s=} {burst=}")
+        self._ratio = ratio
+        self._per_s = per_s
+        self._burst = burst
+        self._clock = clock
+        self._saved = burst
+        self._counted_at_s = clock()
+
+    def earn(self) -> None:
+        """Count one request, at its first attempt."""
+        self._save(self._ratio)
+
+    def spend(self) -> bool:
+        """Whether one retry may be made; it is then counted."""
+        now_s = self._clock()
+        self._save((now_s - self._counted_at_s) * self._per_s)
+        self._counted_at_s = now_s
+        if self._saved < 1:
+            return False
+        self._saved -= 1
+        return True
+
+    def _save(self, retries: float) -> None:
+        self._saved = min(self._burst, self._saved + retries)
+
+
+class _StopWithoutRoom(stop_base):
+    """Stops when the next pause would end after the deadline, or is longer than we wait."""
+
+    def __init__(self, policy: RetryPolicy, deadline: Deadline) -> None:
+        self._policy = policy
         self._deadline = deadline
 
     def __call__(self, retry_state: RetryCallState) -> bool:
-        return self._deadline.remaining_s() <= (retry_state.upcoming_sleep or 0.0)
+        if (_told_s(retry_state) or 0.0) > self._policy.wait_max_s:
+            return True
+        return self._deadline.remaining_s() <= retry_state.upcoming_sleep
+
+
+class _StopWithoutLeave(stop_base):
+    """Stops when somebody objects, or nothing is left to spend; asked last, since asking spends."""
+
+    def __init__(self, budget: RetryBudget, unless: Callable[[], bool]) -> None:
+        self._budget = budget
+        self._unless = unless
+
+    def __call__(self, retry_state: RetryCallState) -> bool:  # noqa: ARG002 - tenacity's shape
+        return self._unless() or not self._budget.spend()
 
 
 class _WaitAsTold(wait_base):
-    """The engine's own Retry-After where it gave one, else exponential back-off with jitter."""
+    """The engine's own Retry-After where it gave one, else full jitter on an exponential."""
 
-    def __init__(self, policy: RetryPolicy) -> None:
-        self._max_s = policy.wait_max_s
-        self._back_off = wait_exponential_jitter(
-            multiplier=policy.wait_initial_s, max=policy.wait_max_s, jitter=policy.wait_initial_s
-        )
+    def __init__(self, policy: RetryPolicy, uniform: Callable[[float, float], float]) -> None:
+        self._policy = policy
+        self._uniform = uniform
 
     def __call__(self, retry_state: RetryCallState) -> float:
-        error = retry_state.outcome.exception() if retry_state.outcome else None
-        told_s = error.retry_after_s if isinstance(error, OrchestratorError) else None
-        return self._back_off(retry_state) if told_s is None else min(told_s, self._max_s)
+        told_s = _told_s(retry_state)
+        if told_s is not None:
+            return told_s * self._uniform(1.0, 1.0 + SPREAD)
+        doublings = retry_state.attempt_number - 1
+        longest_s = min(self._policy.wait_max_s, self._policy.wait_initial_s * 2.0**doublings)
+        return self._uniform(0.0, longest_s)
 
 
 def retry_on() -> retry_base:
-    """Only what cannot have reached the model: refused, reset or 502/503 before the first byte."""
-    return retry_if_exception_type(EngineUnavailable)
+    """
+    Only what cannot have reached the model.
+
+    Refused, reset or 502/503 before the first byte, or turned away by the engine's own queue.
+    """
+    return retry_if_exception_type((EngineUnavailable, EngineOverloaded))
 
 
-def stop_when(policy: RetryPolicy, deadline: Deadline) -> stop_base:
-    """After `policy.attempts`, or when the deadline leaves no room for another pause."""
-    return stop_after_attempt(policy.attempts) | _StopAtDeadline(deadline)
+def stop_when(
+    policy: RetryPolicy,
+    deadline: Deadline,
+    budget: RetryBudget,
+    *,
+    unless: Callable[[], bool] = lambda: False,
+) -> stop_base:
+    """After `policy.attempts`, and without time or budget for a retry, or where `unless` says so."""
+    return (
+        stop_after_attempt(policy.attempts)
+        | _StopWithoutRoom(policy, deadline)
+        | _StopWithoutLeave(budget, unless)
+    )
 
 
-def wait_for(policy: RetryPolicy) -> wait_base:
-    """The pause before the next attempt."""
-    return _WaitAsTold(policy)
+def wait_for(
+    policy: RetryPolicy,
+    uniform: Callable[[float, float], float] = random.uniform,  # noqa: S311 - no secret
+) -> wait_base:
+    """The pause before the next attempt; `uniform` draws from a range."""
+    return _WaitAsTold(policy, uniform)
+
+
+def _told_s(retry_state: RetryCallState) -> float | None:
+    """The pause that the failure itself asks for, in seconds."""
+    error = retry_state.outcome.exception() if retry_state.outcome else None
+    return error.retry_after_s if isinstance(error, OrchestratorError) else None

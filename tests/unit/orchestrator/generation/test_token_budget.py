@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from orchestrator.domain import ChunkId, DocumentId, Message, Passage, Question
 from orchestrator.errors import ContextTooLong
-from orchestrator.generation.token_budget import fit
+from orchestrator.generation.token_budget import BLOCK_MARGIN_TOKENS, fit
 
 
 class Words:
@@ -36,7 +36,35 @@ def test_takes_every_passage_that_fits():
     """With room enough nothing is left out."""
     prompt = fit(question(), [passage(1, 20), passage(2, 20)], counter=Words(), window_tokens=1000)
     assert len(prompt.passages) == 2
-    assert prompt.prompt_tokens == Words().count_messages(prompt.messages)
+
+
+class Counting(Words):
+    """Notes which prompts are counted as a whole."""
+
+    def __init__(self) -> None:
+        self.counted: list[int] = []
+
+    def count_messages(self, messages) -> int:
+        self.counted.append(messages[-1].content.count(", page "))
+        return super().count_messages(messages)
+
+
+def test_a_prompt_with_room_to_spare_is_not_counted_again():
+    """The sum of its parts is enough then: never below the exact count, and hardly above."""
+    counter = Counting()
+    prompt = fit(question(), [passage(1, 20), passage(2, 20)], counter=counter, window_tokens=1000)
+    exact = Words().count_messages(prompt.messages)
+    assert exact <= prompt.prompt_tokens <= exact + 2 * BLOCK_MARGIN_TOKENS
+    assert counter.counted == [0]
+
+
+def test_a_prompt_that_nearly_fills_the_window_is_counted_exactly():
+    """Where room is short, every token counts."""
+    counter = Counting()
+    prompt = fit(question(), [passage(1, 60), passage(2, 60)], counter=counter, window_tokens=270)
+    assert len(prompt.passages) == 2
+    assert prompt.prompt_tokens == Words().count_messages(prompt.messages) <= 220
+    assert counter.counted == [0, 2]
 
 
 def test_the_worst_passages_give_way_first():
@@ -91,4 +119,5 @@ def test_prompt_and_answer_never_exceed_the_window(sizes, window, max_tokens):
     """Whatever is found, the engine is never asked for more than it has."""
     passages = [passage(n, words) for n, words in enumerate(sizes, start=1)]
     prompt = fit(question(max_tokens=max_tokens), passages, counter=Words(), window_tokens=window)
-    assert Words().count_messages(prompt.messages) + max_tokens <= window
+    exact = Words().count_messages(prompt.messages)
+    assert exact <= prompt.prompt_tokens <= window - max_tokens
