@@ -278,13 +278,13 @@ class DocumentStore:
         self.database.reclaim()
         return ids
 
-    def passages(self, ids: Sequence[ChunkId], query: Vector) -> dict[ChunkId, Passage]:
+    def passages(self, ids: Sequence[ChunkId], query: Vector | None) -> dict[ChunkId, Passage]:
         """
         The chunks that still exist, scored against the question's vector.
 
         Args:
             ids: Chunks, in any order.
-            query: (d,) float32 of unit length.
+            query: (d,) float32 of unit length; None scores all of them 0.
         """
         with self.database.read() as db:
             rows = db.execute(

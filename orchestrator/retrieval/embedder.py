@@ -8,8 +8,9 @@ passages go in micro-batches, so a question never waits behind more than one of 
 import asyncio
 import copy
 import sys
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ class _Job:
     texts: Sequence[str]
     result: "asyncio.Future[Embeddings]"
     retries: int
+    queued_s: float
 
 
 class Embedder:
@@ -50,6 +52,9 @@ class Embedder:
         request_timeout_s: Silence after which the child counts as hung, in seconds.
         device: Where the child computes, in torch's words.
         command: How to start the child; ours unless a test says otherwise.
+        on_wait: Told the lane ("embed_query", "embed_passages"), and how long a request waited in
+            it before the child got it, in seconds.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -63,6 +68,8 @@ class Embedder:
         request_timeout_s: float = 30.0,
         device: str = "cpu",
         command: Sequence[str] | None = None,
+        on_wait: Callable[[str, float], None] = lambda _lane, _wait_s: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._command = command or (
             *(sys.executable, "-m", "orchestrator.retrieval.embedder_process"),
@@ -73,6 +80,8 @@ class Embedder:
         self._max_queued = max_queued
         self._start_timeout_s = start_timeout_s
         self._request_timeout_s = request_timeout_s
+        self._on_wait = on_wait
+        self._clock = clock
         self._queries: deque[_Job] = deque()
         self._passages: deque[_Job] = deque()
         self._wake = asyncio.Event()
@@ -151,7 +160,7 @@ class Embedder:
 
     async def _submit(self, lane: deque[_Job], texts: Sequence[str], *, retries: int) -> Embeddings:
         self._check_open(lane)
-        job = _Job(texts, asyncio.get_running_loop().create_future(), retries)
+        job = _Job(texts, asyncio.get_running_loop().create_future(), retries, self._clock())
         lane.append(job)
         self._wake.set()
         try:
@@ -193,10 +202,12 @@ class Embedder:
 
     def _next_jobs(self) -> list[_Job]:
         """What to send next: all questions that fit, else one micro-batch of passages."""
-        if self._queries:
-            count = min(len(self._queries), self._max_batch)
-            return [self._queries.popleft() for _ in range(count)]
-        return [self._passages.popleft()] if self._passages else []
+        lane, room = (self._queries, self._max_batch) if self._queries else (self._passages, 1)
+        jobs = [lane.popleft() for _ in range(min(len(lane), room))]
+        name = "embed_query" if lane is self._queries else "embed_passages"
+        for job in jobs:
+            self._on_wait(name, self._clock() - job.queued_s)
+        return jobs
 
     async def _run(self, jobs: list[_Job]) -> None:
         texts = [text for job in jobs for text in job.texts]

@@ -2,16 +2,26 @@
 From a question to the passages that may answer it.
 
 Two searches, one by meaning and one by words, are fused by reciprocal rank: each finds what the
-other misses, and ranks need no common scale.
+other misses, and ranks need no common scale. Without its vector a question is searched by its words
+alone: fewer answers are found, but those that are found are real.
 """
 
-from collections.abc import Iterable, Sequence
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from anyio import CapacityLimiter, to_thread
-
+from orchestrator.concurrency import Threads
 from orchestrator.domain import ChunkId, DocumentId, Passage
+from orchestrator.errors import (
+    CircuitOpen,
+    EmbedderUnavailable,
+    OrchestratorError,
+    QueueFull,
+    StoreUnavailable,
+)
+from orchestrator.resilience.circuit_breaker import CircuitBreaker
 from orchestrator.resilience.deadline import Deadline
 from orchestrator.retrieval.arrays import Vector
 from orchestrator.retrieval.collection_indexes import CollectionIndexes
@@ -38,10 +48,12 @@ class Retrieved:
     Attributes:
         passages: Best first; may be empty.
         relevant: Whether they have anything to do with the question; see `relevance.py`.
+        by_words_only: Whether the question could not be embedded; every score is 0 then.
     """
 
     passages: tuple[Passage, ...]
     relevant: bool
+    by_words_only: bool = False
 
 
 class Retriever:
@@ -53,8 +65,13 @@ class Retriever:
         store: Where the passages are read.
         vectors: Search by meaning.
         lexical: Search by words.
-        limiter: How many searches may run at once, each in a thread.
+        threads: Where searches run.
+        embedder_breaker: Open, questions are searched by their words at once.
+        store_breaker: Open, nothing is searched.
+        embed_timeout_s: Longest wait for a question's vector, in seconds; then words must do.
+        store_slow_s: A search that takes longer counts against the store, in seconds.
         candidates: How many hits of each search are fused.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -64,15 +81,25 @@ class Retriever:
         store: DocumentStore,
         vectors: CollectionIndexes,
         lexical: LexicalIndex,
-        limiter: CapacityLimiter,
+        threads: Threads,
+        embedder_breaker: CircuitBreaker,
+        store_breaker: CircuitBreaker,
+        embed_timeout_s: float,
+        store_slow_s: float = 5.0,
         candidates: int = 50,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._embedder = embedder
         self._store = store
         self._vectors = vectors
         self._lexical = lexical
-        self._limiter = limiter
+        self._threads = threads
+        self._embedder_breaker = embedder_breaker
+        self._store_breaker = store_breaker
+        self._embed_timeout_s = embed_timeout_s
+        self._store_slow_s = store_slow_s
         self._candidates = candidates
+        self._clock = clock
 
     async def retrieve(
         self,
@@ -95,49 +122,115 @@ class Retriever:
 
         Raises:
             DeadlineExceeded: If it is not.
-            EmbedderUnavailable: If the question cannot be embedded now.
-            QueueFull: If too many questions wait to be embedded.
+            CircuitOpen: If the store is left alone now.
+            EmbedderUnavailable: If the question cannot be embedded now, and no passage has a word
+                of it: then nobody knows whether there is an answer.
+            QueueFull: The same, because too many questions wait to be embedded.
             StoreUnavailable: If the store cannot be read.
         """
         async with deadline.scope():
-            query = await self._embedder.embed_query(text)
-            return await to_thread.run_sync(
-                self._search,
-                text,
-                query,
-                collection,
-                tuple(document_ids),
-                top_k,
-                limiter=self._limiter,
+            self._store_breaker.require()
+            query = await self._vector(text)
+            missing = query if isinstance(query, OrchestratorError) else None
+            search = _Search(
+                text=text,
+                query=None if isinstance(query, OrchestratorError) else query,
+                collection=collection,
+                document_ids=tuple(document_ids),
+                top_k=top_k,
+            )
+            found = await self._guarded(search)
+            if missing is not None and not found.passages:
+                raise missing
+            return found
+
+    async def _vector(self, text: str) -> Vector | OrchestratorError:
+        """The question's vector, or why there is none."""
+        failures = (EmbedderUnavailable, TimeoutError)
+        try:
+            async with (
+                self._embedder_breaker.guard(failures),
+                asyncio.timeout(self._embed_timeout_s),
+            ):
+                return await self._embedder.embed_query(text)
+        except (EmbedderUnavailable, QueueFull, CircuitOpen) as exc:
+            return exc
+        except TimeoutError:
+            return EmbedderUnavailable(
+                f"The question was not embedded within {self._embed_timeout_s:g} s. Try again.",
+                retry_after_s=1.0,
             )
 
-    def _search(
-        self,
-        text: str,
-        query: Vector,
-        collection: str,
-        document_ids: tuple[DocumentId, ...],
-        top_k: int,
-    ) -> Retrieved:
-        allowed = None
-        if document_ids:
-            allowed = self._store.chunk_ids(collection=collection, document_ids=document_ids)
-        near, cosines = self._vectors.search(collection, query, self._candidates, allowed=allowed)
+    async def _guarded(self, search: "_Search") -> Retrieved:
+        """What a thread finds; how the store behaved is told to its breaker."""
+        call = self._store_breaker.enter()
+        began_s: list[float] = []
+
+        def run() -> Retrieved:
+            began_s.append(self._clock())
+            return self._search(search)
+
+        def slow() -> bool:  # waiting for a thread is not the store's fault
+            return bool(began_s) and self._clock() - began_s[0] > self._store_slow_s
+
+        try:
+            found = await self._threads.run(run)
+        except StoreUnavailable:
+            call.failed()
+            raise
+        except BaseException:
+            # Whoever gave up after so long gave up on the store.
+            if slow():
+                call.failed()
+            else:
+                call.abandoned()
+            raise
+        call.succeeded(slow=slow())
+        return found
+
+    def _search(self, search: "_Search") -> Retrieved:
+        dense, best_cosine = self._dense(search)
         worded = self._lexical.search(
-            text, collection=collection, document_ids=document_ids, k=self._candidates
+            search.text,
+            collection=search.collection,
+            document_ids=search.document_ids,
+            k=self._candidates,
         )
-        dense = [ChunkId(int(chunk_id)) for chunk_id in near]
         ranking = fuse([dense, [chunk_id for chunk_id, _ in worded]])
         # Twice as many as wanted leave enough after the doubles are gone, nearly always.
-        found = self._store.passages(ranking[: 2 * top_k], query)
+        found = self._store.passages(ranking[: 2 * search.top_k], search.query)
         passages = _distinct(found[chunk_id] for chunk_id in ranking if chunk_id in found)
-        passages = passages[:top_k]
+        passages = passages[: search.top_k]
         # Whoever names a document means it: "What is this about?" is near no passage of it.
         relevant = bool(passages) and (
-            bool(document_ids)
-            or is_relevant(text, passages, best_cosine=float(cosines.max(initial=-1)))
+            bool(search.document_ids) or is_relevant(search.text, passages, best_cosine=best_cosine)
         )
-        return Retrieved(tuple(passages), relevant=relevant)
+        return Retrieved(tuple(passages), relevant=relevant, by_words_only=search.query is None)
+
+    def _dense(self, search: "_Search") -> tuple[list[ChunkId], float | None]:
+        """The nearest chunks and the best cosine; nothing and None without a vector."""
+        if search.query is None:
+            return [], None
+        allowed = None
+        if search.document_ids:
+            allowed = self._store.chunk_ids(
+                collection=search.collection, document_ids=search.document_ids
+            )
+        near, cosines = self._vectors.search(
+            search.collection, search.query, self._candidates, allowed=allowed
+        )
+        return [ChunkId(chunk_id) for chunk_id in near.tolist()], float(cosines.max(initial=-1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What to search; `query` is None when the question has no vector."""
+
+    text: str
+    query: Vector | None
+    collection: str
+    document_ids: tuple[DocumentId, ...]
+    top_k: int
 
 
 def fuse(rankings: Sequence[Sequence[ChunkId]]) -> list[ChunkId]:

@@ -140,9 +140,11 @@ def ids_of(rows: Sequence[sqlite3.Row]) -> Ids:
     return np.fromiter((row["id"] for row in rows), dtype=np.int64, count=len(rows))
 
 
-def passage_of(row: sqlite3.Row, query: Vector) -> Passage:
-    """The passage that a row holds, with the cosine of its vector and the question's as score."""
-    embedding = np.frombuffer(row["embedding"], dtype="<f4")
+def passage_of(row: sqlite3.Row, query: Vector | None) -> Passage:
+    """The passage of a row; its score is the cosine of its vector and the question's, or 0."""
+    cosine = 0.0
+    if query is not None:
+        cosine = float(np.frombuffer(row["embedding"], dtype="<f4") @ query)
     return Passage(
         chunk_id=ChunkId(row["id"]),
         document_id=DocumentId(row["document_id"]),
@@ -152,6 +154,6 @@ def passage_of(row: sqlite3.Row, query: Vector) -> Passage:
         char_start=row["char_start"],
         char_end=row["char_end"],
         text=row["text"],
-        score=float(np.clip(embedding @ query, -1.0, 1.0)),
+        score=min(max(cosine, -1.0), 1.0),
         prompt_tokens=row["prompt_tokens"],
     )

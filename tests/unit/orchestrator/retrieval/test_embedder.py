@@ -50,7 +50,19 @@ while prefix := into.read(4):
 
 
 @pytest.fixture
-async def embedder(tmp_path):
+def waits():
+    """What each lane told of waiting."""
+    return []
+
+
+@pytest.fixture
+def clock():
+    """Time that stands still, unless a test moves it: seconds in a list of one."""
+    return [0.0]
+
+
+@pytest.fixture
+async def embedder(tmp_path, waits, clock):
     program = tmp_path / "child.py"
     program.write_text(_CHILD)
     embedder = Embedder(
@@ -61,6 +73,8 @@ async def embedder(tmp_path):
         start_timeout_s=10.0,
         request_timeout_s=5.0,
         command=[sys.executable, "-S", "-E", str(program), str(tmp_path)],
+        on_wait=lambda lane, wait_s: waits.append((lane, wait_s)),
+        clock=lambda: clock[0],
     )
     await embedder.start()
     yield embedder
@@ -104,6 +118,21 @@ async def test_a_question_overtakes_passages(embedder, tmp_path):
     (tmp_path / "go").touch()
     await asyncio.gather(first, passages, *questions)
     assert log(tmp_path) == ["wait|x", "q0|q1", "p1|p2", "p3"]
+
+
+async def test_each_lane_tells_how_long_it_made_wait(embedder, tmp_path, waits, clock):
+    """In seconds, from the request until the child gets it; computing is not waiting."""
+    first = asyncio.create_task(embedder.embed_passages(["wait"]))
+    await until((tmp_path / "waiting").exists)
+    passages = asyncio.create_task(embedder.embed_passages(["p1"]))
+    await asyncio.sleep(0)
+    clock[0] = 2.0
+    question = asyncio.create_task(embedder.embed_query("q"))
+    await asyncio.sleep(0)
+    clock[0] = 3.0
+    (tmp_path / "go").touch()
+    await asyncio.gather(first, passages, question)
+    assert waits == [("embed_passages", 0.0), ("embed_query", 1.0), ("embed_passages", 3.0)]
 
 
 async def test_a_full_lane_refuses(embedder, tmp_path):

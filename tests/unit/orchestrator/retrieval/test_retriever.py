@@ -1,12 +1,22 @@
 """From a question to passages: fusion, filters, scores, and whether they have to do with it."""
 
+import asyncio
+import threading
+
 import anyio
 import numpy as np
 import pytest
-from anyio import CapacityLimiter
 
+from orchestrator.concurrency import Threads
 from orchestrator.domain import DocumentId
-from orchestrator.errors import DeadlineExceeded
+from orchestrator.errors import (
+    CircuitOpen,
+    DeadlineExceeded,
+    EmbedderUnavailable,
+    QueueFull,
+    StoreUnavailable,
+)
+from orchestrator.resilience.circuit_breaker import BreakerPolicy, CircuitBreaker
 from orchestrator.resilience.deadline import Deadline
 from orchestrator.retrieval.collection_indexes import CollectionIndexes
 from orchestrator.retrieval.lexical_index import LexicalIndex
@@ -20,8 +30,13 @@ class FakeEmbedder:
     def __init__(self):
         self.vector = np.ones(8, dtype=np.float32) / np.float32(np.sqrt(8))
         self.hangs = False
+        self.error = None
+        self.asked = 0
 
     async def embed_query(self, text):
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
         if self.hangs:
             await anyio.sleep_forever()
         return self.vector
@@ -33,23 +48,61 @@ def embedder():
 
 
 @pytest.fixture
-def retrieve(store, tmp_path, embedder):
-    retriever = Retriever(
-        embedder=embedder,
-        store=store,
-        vectors=CollectionIndexes(folder=tmp_path, store=store, dimension=8),
-        lexical=LexicalIndex(database=store.database),
-        limiter=CapacityLimiter(2),
+def breakers():
+    """One that opens at the fifth failure, for each dependency."""
+    names = ("embedder", "store")
+    return {name: CircuitBreaker(name=name, policy=BreakerPolicy()) for name in names}
+
+
+@pytest.fixture
+def threads():
+    threads = Threads(2, name="search")
+    yield threads
+    threads.close()
+
+
+@pytest.fixture
+def clock():
+    """Time that stands still, unless a test moves it: seconds in a list of one."""
+    return [0.0]
+
+
+@pytest.fixture
+def make_retriever(store, tmp_path, embedder, breakers, threads, clock):
+    def make(**options):
+        return Retriever(
+            embedder=embedder,
+            store=store,
+            vectors=CollectionIndexes(folder=tmp_path, store=store, dimension=8),
+            lexical=LexicalIndex(database=store.database),
+            threads=threads,
+            embedder_breaker=breakers["embedder"],
+            store_breaker=breakers["store"],
+            clock=lambda: clock[0],
+            **{"embed_timeout_s": 10.0} | options,
+        )
+
+    return make
+
+
+async def ask(
+    retriever, text="turbine", *, collection="default", documents=(), top_k=10, budget_s=20.0
+):
+    return await retriever.retrieve(
+        text,
+        collection=collection,
+        document_ids=documents,
+        top_k=top_k,
+        deadline=Deadline(budget_s),
     )
 
-    async def run(text, *, collection="default", documents=(), top_k=10, budget_s=20.0):
-        return await retriever.retrieve(
-            text,
-            collection=collection,
-            document_ids=documents,
-            top_k=top_k,
-            deadline=Deadline(budget_s),
-        )
+
+@pytest.fixture
+def retrieve(make_retriever):
+    retriever = make_retriever()
+
+    async def run(text="turbine", **options):
+        return await ask(retriever, text, **options)
 
     return run
 
@@ -132,6 +185,133 @@ async def test_far_passages_without_a_word_in_common_are_not_relevant(
     assert (await retrieve("How high is the sea in winter?")).relevant
     embedder.vector = embeddings[0]
     assert (await retrieve("Who won the football cup?")).relevant
+
+
+@pytest.mark.parametrize(
+    "error", [EmbedderUnavailable("gone"), QueueFull("full"), CircuitOpen("left alone")]
+)
+async def test_without_a_vector_words_must_do(retrieve, library, embedder, error):
+    """A question that cannot be embedded is searched by its words, and the answer says so."""
+    hit, _ = library.publish("a", "the turbine hall", "the gate")
+    assert not (await retrieve()).by_words_only
+    embedder.error = error
+    found = await retrieve()
+    assert found.by_words_only
+    assert found.relevant
+    assert [(passage.chunk_id, passage.score) for passage in found.passages] == [(hit, 0.0)]
+
+
+async def test_words_alone_do_not_say_that_there_is_nothing(retrieve, library, embedder):
+    """Nothing found by words alone proves nothing: the embedder's error is the answer."""
+    library.publish("a", "the turbine hall")
+    embedder.error = EmbedderUnavailable("gone", retry_after_s=3)
+    with pytest.raises(EmbedderUnavailable) as refusal:
+        await retrieve("Who won the cup?")
+    assert refusal.value.retry_after_s == 3
+
+
+async def test_a_slow_embedder_is_waited_for_so_long(make_retriever, library, embedder, breakers):
+    """After `embed_timeout_s` words must do; five times, and nobody waits any longer."""
+    library.publish("a", "the turbine")
+    retriever = make_retriever(embed_timeout_s=0.01)
+    embedder.hangs = True
+    for _ in range(5):
+        assert (await ask(retriever)).by_words_only
+    assert breakers["embedder"].state == "open"
+    assert embedder.asked == 5
+    assert (await ask(retriever)).by_words_only
+    assert embedder.asked == 5
+
+
+async def test_a_full_lane_is_not_the_embedders_fault(retrieve, library, embedder, breakers):
+    """Being busy opens no breaker."""
+    library.publish("a", "the turbine")
+    embedder.error = QueueFull("full")
+    for _ in range(20):
+        assert (await retrieve()).by_words_only
+    assert breakers["embedder"].state == "closed"
+
+
+async def test_a_failing_store_is_left_alone(retrieve, library, store, embedder, breakers):
+    """Five failures in a row, and the next question is refused before anything is computed."""
+    library.publish("a", "the turbine")
+    store.close()
+    for _ in range(5):
+        with pytest.raises(StoreUnavailable):
+            await retrieve()
+    asked = embedder.asked
+    with pytest.raises(CircuitOpen) as refusal:
+        await retrieve()
+    assert refusal.value.retry_after_s > 0
+    assert embedder.asked == asked
+
+
+class HangingStore:
+    """Passages that take as long as the test says."""
+
+    def __init__(self, store, clock):
+        self._store = store
+        self._clock = clock
+        self.took_s = 0.0
+        self.entered = threading.Event()
+        self.may_go = threading.Event()
+        self.may_go.set()
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def passages(self, ids, query):
+        self.entered.set()
+        self.may_go.wait(10)
+        self._clock[0] += self.took_s
+        return self._store.passages(ids, query)
+
+
+async def test_searches_that_crawl_open_the_breaker(
+    make_retriever, store, library, breakers, clock
+):
+    """Ten that each take longer than `store_slow_s` are enough."""
+    library.publish("a", "the turbine")
+    slow = HangingStore(store, clock)
+    retriever = make_retriever(store_slow_s=5.0)
+    retriever._store = slow
+    slow.took_s = 5.1
+    for _ in range(10):
+        assert breakers["store"].state == "closed"
+        assert (await ask(retriever)).passages
+    assert breakers["store"].state == "open"
+
+
+@pytest.mark.parametrize(("after_s", "failures"), [(0.1, 0), (5.1, 1)])
+async def test_giving_up_on_a_search_counts_if_it_was_slow(
+    make_retriever, store, library, breakers, clock, after_s, failures
+):
+    """A caller that leaves at once says nothing of the store; one that leaves after long does."""
+    library.publish("a", "the turbine")
+    hanging = HangingStore(store, clock)
+    hanging.may_go.clear()
+    retriever = make_retriever(store_slow_s=5.0)
+    retriever._store = hanging
+    task = asyncio.create_task(ask(retriever))
+    await asyncio.to_thread(hanging.entered.wait, 10)
+    clock[0] += after_s
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    hanging.may_go.set()
+    assert breakers["store"]._window.total.failures == failures
+
+
+@pytest.mark.parametrize(
+    ("text", "relevant"),
+    [("the sea level", True), ("level of beer in barrels somewhere in cellars", False)],
+)
+def test_words_alone_are_asked_for_less(library, store, text, relevant):
+    """A quarter of the question's words is enough without a vector, and less is not."""
+    ids = library.publish("a", "high sea water on winter days")
+    passages = store.passages(ids, None).values()
+    assert is_relevant(text, passages, best_cosine=None) is relevant
+    assert is_relevant("sea of four words wine", passages, best_cosine=None)
+    assert not is_relevant("sea of four words wine", passages, best_cosine=0.1)
 
 
 @pytest.mark.parametrize(
