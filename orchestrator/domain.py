@@ -6,7 +6,7 @@ nothing of ours.
 """
 
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Literal, NewType, TypeAlias
 
 import numpy as np
@@ -130,6 +130,28 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
 
+class Band(IntEnum):
+    """Who goes first when not everybody can: the lower band waits for the higher."""
+
+    INTERACTIVE = 0
+    NORMAL = 1
+    BATCH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """
+    On whose behalf a question is asked.
+
+    Attributes:
+        tenant: What fairness is counted by: one API key, or one address without keys.
+        band: The priority asked for.
+    """
+
+    tenant: str = "anonymous"
+    band: Band = Band.NORMAL
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """
@@ -140,6 +162,8 @@ class Question:
         top_k: Passages to put before the model at most.
         max_tokens: Longest answer, in the engine's tokens.
         history: Earlier turns, oldest first.
+        degrade: Whether a lesser answer may be given under load.
+        route: The door it came through; answer lengths are learnt for each.
     """
 
     text: str
@@ -149,6 +173,27 @@ class Question:
     document_ids: tuple[DocumentId, ...] = ()
     history: tuple[Message, ...] = ()
     sampling: Sampling = Sampling()
+    caller: Caller = Caller()
+    degrade: bool = True
+    route: str = "ask"
+
+
+DegradationLevel: TypeAlias = Literal["L1", "L2", "L3"]
+
+
+@dataclass(frozen=True, slots=True)
+class Degraded:
+    """
+    How an answer is less than what was asked for.
+
+    Attributes:
+        level: L1 fewer passages, a shorter answer, or a search by words alone; L2 another engine;
+            L3 the passages themselves, without a generated answer.
+        reason: Why, in words.
+    """
+
+    level: DegradationLevel
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +239,15 @@ class Queued:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """The passages that the answer will be made from, numbered from 1 in this order."""
+    """
+    The passages that the answer will be made from, numbered from 1 in this order.
+
+    Attributes:
+        degraded: Known before the first token, so that it can be a header.
+    """
 
     passages: tuple[Passage, ...]
+    degraded: Degraded | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +269,7 @@ class Answer:
     usage: Usage
     timings: Timings
     finish_reason: FinishReason = "stop"
+    degraded: Degraded | None = None
 
 
 AnswerEvent: TypeAlias = Queued | Sources | Token | Answer
@@ -226,15 +278,17 @@ AnswerEvent: TypeAlias = Queued | Sources | Token | Answer
 @dataclass(frozen=True, slots=True)
 class EngineChunk:
     """
-    One step of an engine's stream.
+    What one read of an engine's stream brought.
 
     Attributes:
         text: New text; may be empty.
+        tokens: Steps of the engine that are in it.
         finish_reason: Set on the last step that carries text.
         usage: Set once, when the engine reports it.
     """
 
     text: str = ""
+    tokens: int = 0
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
 

@@ -7,7 +7,7 @@ The one error tree of the orchestrator.
     │                      DocumentNotFound · CollectionNotFound · DocumentNotReady · ClientClosed
     ├─ DocumentError       NotAPdf · EmptyFile · DamagedDocument · EncryptedDocument · NoTextInDocument ·
     │                      NoPages · TooManyPages · DocumentTooLarge · ParserTimeout · ParserOutOfMemory
-    ├─ StorageFull · StoreUnavailable · EmbedderUnavailable · NotReady · Internal
+    ├─ StorageFull · StoreUnavailable · EmbedderUnavailable · CircuitOpen · NotReady · Internal
     ├─ Overloaded          QueueFull · QueueTimeout
     ├─ DeadlineExceeded
     └─ EngineError         EngineUnavailable · EngineOverloaded · EngineTimeout · EngineRejected ·
@@ -30,18 +30,25 @@ class OrchestratorError(Exception):
         retryable: Whether the same request may succeed later.
         retry_after_s: When, if that is known, in seconds.
         param: The request field at fault, if one is.
+        should_retry: Whether the client should try by itself; None leaves it to the client.
     """
 
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
 
     def __init__(
-        self, message: str, *, param: str | None = None, retry_after_s: float | None = None
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        should_retry: bool | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.should_retry = should_retry
 
 
 class Internal(OrchestratorError):
@@ -211,6 +218,13 @@ class EmbedderUnavailable(OrchestratorError):
     """The embedder's process is gone or does not answer; it is being restarted."""
 
     code = "embedder_unavailable"
+    retryable = True
+
+
+class CircuitOpen(OrchestratorError):
+    """A dependency failed too often of late: it is left alone for a while."""
+
+    code = "circuit_open"
     retryable = True
 
 

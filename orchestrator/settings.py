@@ -68,18 +68,63 @@ class Settings(BaseSettings):
 
     # --- admission
     max_concurrent_requests: int = Field(
-        32,
+        36,
         ge=1,
-        description="Questions that may be with the engine at once; lower means shorter waits "
-        "between tokens and a longer queue.",
+        description="Questions that may be with the engine at once: its batch (vLLM's "
+        "--max-num-seqs, 32 as planned by default) and a few more, so that it never waits for a "
+        "retrieval. Its KV cache usually binds first.",
     )
     max_queued_requests: int = Field(
-        64,
+        256,
         ge=0,
-        description="Questions that may wait for a place; beyond it the answer is 429 at once.",
+        description="Questions that may wait for a place; beyond it the answer is 429 at once. A "
+        "bound on memory: what bounds the wait is the next one.",
     )
-    max_queue_wait_s: float = Field(
-        60, gt=0, description="Longest wait for a place, in seconds; then 429."
+    wait_target_s: float = Field(
+        5,
+        gt=0,
+        description="Longest predicted wait at which a question is still taken, in seconds; beyond "
+        "it the answer is 429 at once. Nobody waits longer than twice this.",
+    )
+    kv_cache_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="Tokens that the engine's KV cache holds; needed only for an engine that does "
+        "not say so in its /metrics.",
+    )
+    kv_cache_share: float = Field(
+        0.95, gt=0, le=1, description="Share of the KV cache that is given out to requests."
+    )
+    batch_share: float = Field(
+        0.6,
+        gt=0,
+        le=1,
+        description="Share of everything that questions of priority batch may fill.",
+    )
+    prefill_window_tokens: int = Field(
+        4096,
+        gt=0,
+        description="Prompt tokens that may be with the engine before their first token; raised by "
+        "itself to what the engine is seen to read in a second.",
+    )
+    brownout_at: float = Field(
+        0.4,
+        gt=0,
+        le=1,
+        description="Predicted wait from which answers are degraded (L1), as a share of "
+        "wait_target_s.",
+    )
+    brownout_until: float = Field(
+        0.2, ge=0, lt=1, description="The share below which answers are whole again."
+    )
+    max_fallback_requests: int = Field(
+        8, ge=1, description="Questions that may be with the fallback engines at once (L2)."
+    )
+    max_passages_only_requests: int = Field(
+        4,
+        ge=1,
+        description="Questions that may be answered by passages alone at once (L3); beyond it the "
+        "answer is 429 or 503.",
     )
 
     # --- engine
@@ -92,6 +137,11 @@ class Settings(BaseSettings):
     )
     engine_api_key: str | None = Field(
         None, description="Sent to the engine as a bearer token, if it asks for one."
+    )
+    fallback_engine_urls: tuple[str, ...] = Field(
+        (),
+        description="Engines that stand in when the first one is down or full, in this order, as a "
+        'JSON list: ["http://10.0.0.2:8000"]. Each is asked for the first model it lists.',
     )
     tokenizer: str | None = Field(
         None,
@@ -120,8 +170,36 @@ class Settings(BaseSettings):
         ge=1,
         description="Attempts at the engine before its first byte; nothing is retried after it.",
     )
+    retry_ratio: float = Field(
+        0.1, ge=0, description="Retries that each first attempt pays for: 0.1 is one in ten."
+    )
+    retry_per_s: float = Field(
+        1, ge=0, description="Retries that may happen each second beside that."
+    )
+    breaker_window_s: float = Field(
+        10, gt=0, description="Seconds over which a dependency's failures are counted."
+    )
+    breaker_failure_rate: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="Share of failed calls in the window from which a dependency is left alone.",
+    )
+    breaker_slow_rate: float = Field(0.8, gt=0, le=1, description="The same for slow calls.")
+    breaker_open_s: float = Field(
+        5,
+        gt=0,
+        description="Seconds for which it is left alone before one request tries it; doubled with "
+        "each failed try, at most to a minute.",
+    )
+    slow_first_token_s: float = Field(
+        30, gt=0, description="First token later than this counts as a slow call, in seconds."
+    )
     engine_poll_s: float = Field(
-        1, gt=0, description="Seconds between two looks at the engine's health."
+        1, gt=0, description="Seconds between two looks at the engine's health and metrics."
+    )
+    metrics_stale_s: float = Field(
+        3, gt=0, description="Age at which the engine's metrics count as unknown, in seconds."
     )
 
     # --- documents
@@ -185,6 +263,36 @@ class Settings(BaseSettings):
         60,
         gt=0,
         description="Longest time for one batch, in seconds; then the embedder is restarted.",
+    )
+
+    embed_wait_s: float = Field(
+        2,
+        gt=0,
+        description="Longest wait for a question's embedding, in seconds; then the search is by "
+        "words only.",
+    )
+
+    # --- streams and the event loop
+    keep_alive_s: float = Field(
+        10, gt=0, description="Silence after which a stream sends a comment, in seconds."
+    )
+    write_timeout_s: float = Field(
+        30,
+        gt=0,
+        description="Longest time that a client may not read its stream, in seconds; then it is "
+        "given up and the engine's work aborted.",
+    )
+    loop_stall_s: float = Field(
+        1,
+        gt=0,
+        description="Seconds after which a blocked event loop is logged, with what blocks it.",
+    )
+    liveness_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Port on which a thread of its own answers /healthz, also while the event loop "
+        "is busy; none by default.",
     )
 
     # --- logs

@@ -1,24 +1,28 @@
 """`POST /ask` and `POST /search`."""
 
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from starlette.responses import JSONResponse
 
 from orchestrator.api.schemas import (
     AskRequest,
     AskResponse,
     ErrorResponse,
-    PassageOut,
     SearchRequest,
     SearchResponse,
 )
-from orchestrator.api.sse import EventStream, frame, unless_disconnected
+from orchestrator.api.sse import EventStream, StreamTimers, frame, unless_disconnected
 from orchestrator.domain import (
     Answer,
     AnswerEvent,
+    Band,
+    Caller,
     Citation,
+    Degraded,
     DocumentId,
     Message,
     Passage,
@@ -34,6 +38,8 @@ from orchestrator.resilience.deadline import Deadline
 
 DEADLINE_HEADER = "x-request-deadline-ms"
 OPENAI_TIMEOUT_HEADER = "x-stainless-read-timeout"
+DEGRADED_HEADER = "X-Tidegate-Degraded"
+BANDS = {band.name.lower(): band for band in Band}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,9 @@ class QuestionLimits:
         max_tokens: int | None = None,
         history: Sequence[Message] = (),
         sampling: Sampling = Sampling(),
+        caller: Caller = Caller(),
+        degrade: bool = True,
+        route: str = "ask",
         param: str = "question",
     ) -> Question:
         """
@@ -81,6 +90,9 @@ class QuestionLimits:
             document_ids=tuple(DocumentId(i) for i in document_ids),
             history=tuple(history),
             sampling=sampling,
+            caller=caller,
+            degrade=degrade,
+            route=route,
         )
 
     def deadline(self, request: Request, timeout_s: float | None) -> Deadline:
@@ -107,9 +119,12 @@ class QuestionLimits:
 class AskRoutes:
     """The question's own doors."""
 
-    def __init__(self, *, query: QueryPipeline, limits: QuestionLimits) -> None:
+    def __init__(
+        self, *, query: QueryPipeline, limits: QuestionLimits, timers: StreamTimers
+    ) -> None:
         self._query = query
         self._limits = limits
+        self._timers = timers
 
     def router(self) -> APIRouter:
         """The routes."""
@@ -137,14 +152,24 @@ class AskRoutes:
             top_k=body.top_k,
             max_tokens=body.max_tokens,
             history=[Message(m.role, m.content) for m in body.history],
+            caller=caller(request, body.priority),
+            degrade=body.degrade,
         )
         events = self._query.answer(question, self._limits.deadline(request, body.timeout_s))
         if not body.stream:
-            return await whole_answer(request, events)
+            answer = await whole_answer(request, events)
+            whole = answer_json(answer, request.state.request_id)
+            return JSONResponse(whole, headers=degraded_header(answer.degraded))
         head = await unless_disconnected(request, first_events(events))
-        return EventStream(_frames(head, events, request), request=request, close=events.aclose)
+        return EventStream(
+            _frames(head, events, request),
+            request=request,
+            close=events.aclose,
+            timers=self._timers,
+            headers=degraded_header(degraded_in(head)),
+        )
 
-    async def search(self, body: SearchRequest, request: Request) -> SearchResponse:
+    async def search(self, body: SearchRequest, request: Request) -> Response:
         """Find the passages that fit a question best."""
         question = self._limits.question(
             body.question,
@@ -153,8 +178,14 @@ class AskRoutes:
             top_k=body.top_k,
         )
         deadline = self._limits.deadline(request, body.timeout_s)
-        passages = await unless_disconnected(request, self._query.search(question, deadline))
-        return SearchResponse(passages=[PassageOut(**passage_json(p)) for p in passages])
+        passages, degraded = await unless_disconnected(
+            request, self._query.search(question, deadline)
+        )
+        body_out = {
+            "passages": [passage_json(p) for p in passages],
+            "degraded": degraded_json(degraded),
+        }
+        return JSONResponse(body_out, headers=degraded_header(degraded))
 
 
 async def first_events(events: AsyncIterator[AnswerEvent]) -> list[AnswerEvent]:
@@ -171,10 +202,40 @@ async def first_events(events: AsyncIterator[AnswerEvent]) -> list[AnswerEvent]:
     return head
 
 
-async def whole_answer(
-    request: Request, events: AsyncGenerator[AnswerEvent, None]
-) -> dict[str, Any]:
-    """The finished answer as JSON; given up if the client hangs up."""
+def caller(request: Request, priority: str) -> Caller:
+    """
+    Who asks: by API key if there is one, else by address.
+
+    Keys are not checked here; one is only a name for whose turn it is.
+    """
+    key = request.headers.get("authorization", "")
+    if key:
+        tenant = hashlib.sha256(key.encode()).hexdigest()[:16]
+    else:
+        tenant = request.client.host if request.client else "unknown"
+    return Caller(tenant, BANDS[priority])
+
+
+def degraded_in(head: Sequence[AnswerEvent]) -> Degraded | None:
+    """How the answer is degraded, as far as its first events tell."""
+    for event in head:
+        if isinstance(event, Sources | Answer) and event.degraded is not None:
+            return event.degraded
+    return None
+
+
+def degraded_header(degraded: Degraded | None) -> dict[str, str]:
+    """The level as a header, for those who do not read bodies."""
+    return {} if degraded is None else {DEGRADED_HEADER: degraded.level}
+
+
+def degraded_json(degraded: Degraded | None) -> dict[str, str] | None:
+    """The level and the reason on the wire."""
+    return None if degraded is None else {"level": degraded.level, "reason": degraded.reason}
+
+
+async def whole_answer(request: Request, events: AsyncGenerator[AnswerEvent, None]) -> Answer:
+    """The finished answer; given up if the client hangs up."""
 
     async def last() -> Answer:
         async for event in events:
@@ -183,10 +244,9 @@ async def whole_answer(
         raise RuntimeError("an answer's events end with the Answer")
 
     try:
-        answer = await unless_disconnected(request, last())
+        return await unless_disconnected(request, last())
     finally:
         await events.aclose()
-    return answer_json(answer, request.state.request_id)
 
 
 def passage_json(passage: Passage) -> dict[str, Any]:
@@ -211,7 +271,7 @@ def answer_json(answer: Answer, request_id: str) -> dict[str, Any]:
     return {
         "answer": answer.text,
         "citations": [citation_json(c) for c in answer.citations],
-        "degraded": None,
+        "degraded": degraded_json(answer.degraded),
         "finish_reason": answer.finish_reason,
         "usage": {
             "prompt_tokens": answer.usage.prompt_tokens,
@@ -242,9 +302,9 @@ def _frame(event: AnswerEvent, request: Request) -> str:
             return frame({"text": text}, "token")
         case Queued(position, eta_s):
             return frame({"position": position, "eta_s": eta_s}, "queued")
-        case Sources(passages):
+        case Sources(passages, degraded):
             listed = [{"n": n, **passage_json(p)} for n, p in enumerate(passages, start=1)]
-            return frame({"citations": listed}, "sources")
+            return frame({"citations": listed, "degraded": degraded_json(degraded)}, "sources")
         case Answer():
             return frame(answer_json(event, request.state.request_id), "done")
 

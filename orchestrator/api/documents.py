@@ -17,7 +17,7 @@ from orchestrator.api.schemas import (
     ErrorResponse,
     UploadResponse,
 )
-from orchestrator.api.sse import EventStream, frame, unless_disconnected
+from orchestrator.api.sse import EventStream, StreamTimers, frame, unless_disconnected
 from orchestrator.domain import Document, DocumentId, DocumentStatus
 from orchestrator.errors import (
     DocumentError,
@@ -53,8 +53,9 @@ UPLOAD_SCHEMA = {
 class DocumentRoutes:
     """The documents' doors."""
 
-    def __init__(self, *, library: Library, max_files: int) -> None:
+    def __init__(self, *, library: Library, max_files: int, timers: StreamTimers) -> None:
         self._library = library
+        self._timers = timers
         self._max_files = max_files
 
     def router(self) -> APIRouter:
@@ -140,7 +141,7 @@ class DocumentRoutes:
             async for document in changes:
                 yield frame(document_json(document), "document")
 
-        return EventStream(frames(), request=request, close=changes.aclose)
+        return EventStream(frames(), request=request, close=changes.aclose, timers=self._timers)
 
     async def file(self, document_id: str) -> Response:
         """Give the PDF back; ranges are honoured."""

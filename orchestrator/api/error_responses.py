@@ -57,6 +57,7 @@ STATUS: Mapping[type[OrchestratorError], tuple[int, str]] = {
     errors.StorageFull: (HTTPStatus.INSUFFICIENT_STORAGE, SERVER),
     errors.StoreUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, SERVER),
     errors.EmbedderUnavailable: (HTTPStatus.SERVICE_UNAVAILABLE, SERVER),
+    errors.CircuitOpen: (HTTPStatus.SERVICE_UNAVAILABLE, SERVER),
     errors.NotReady: (HTTPStatus.SERVICE_UNAVAILABLE, SERVER),
     errors.Overloaded: (HTTPStatus.TOO_MANY_REQUESTS, OVERLOADED),
     errors.QueueFull: (HTTPStatus.TOO_MANY_REQUESTS, OVERLOADED),
@@ -72,6 +73,10 @@ STATUS: Mapping[type[OrchestratorError], tuple[int, str]] = {
 
 MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1, 60
 """Older OpenAI clients ignore a Retry-After above 60 s."""
+
+DEFAULT_RETRY_AFTER_S = 5
+"""Told with a 429 or 503 whose end nobody knows: a restart takes longer, a hiccup is over."""
+COME_BACK_LATER = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 
 OPENAI_PREFIX = "/v1/"
 
@@ -89,11 +94,18 @@ def error_body(error: OrchestratorError) -> dict[str, Any]:
 
 
 def error_headers(error: OrchestratorError) -> dict[str, str]:
-    """`Retry-After`, in seconds and in milliseconds, where the error knows when."""
-    if error.retry_after_s is None:
-        return {}
-    seconds = min(max(error.retry_after_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
-    return {"Retry-After": str(math.ceil(seconds)), "retry-after-ms": str(int(seconds * 1000))}
+    """When to come back, in seconds and in milliseconds, and whether a client should by itself."""
+    headers = {}
+    known_s = error.retry_after_s
+    if known_s is None and STATUS[type(error)][0] in COME_BACK_LATER:
+        known_s = DEFAULT_RETRY_AFTER_S
+    if known_s is not None:
+        seconds = min(max(known_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
+        headers["Retry-After"] = str(math.ceil(seconds))
+        headers["retry-after-ms"] = str(int(seconds * 1000))
+    if error.should_retry is not None:
+        headers["x-should-retry"] = "true" if error.should_retry else "false"
+    return headers
 
 
 def error_response(error: OrchestratorError, *, path: str = "") -> Response:

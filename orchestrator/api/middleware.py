@@ -78,7 +78,12 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                took_ms = (time.perf_counter() - began_s) * 1000
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode("latin-1")),
+                    (b"server-timing", b"total;dur=%.2f" % took_ms),
+                ]
             await send(message)
 
         try:

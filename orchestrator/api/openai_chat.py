@@ -5,15 +5,21 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from starlette.responses import JSONResponse
 
 from orchestrator.api.ask import (
     QuestionLimits,
+    answer_json,
+    caller,
     citation_json,
+    degraded_header,
+    degraded_in,
+    degraded_json,
     first_events,
     whole_answer,
 )
 from orchestrator.api.schemas import ChatCompletionRequest, ChatMessage, ErrorResponse
-from orchestrator.api.sse import DONE, EventStream, frame, unless_disconnected
+from orchestrator.api.sse import DONE, EventStream, StreamTimers, frame, unless_disconnected
 from orchestrator.domain import Answer, AnswerEvent, Message, Question, Queued, Sampling, Token
 from orchestrator.errors import InvalidParameter, ModelNotFound
 from orchestrator.generation.engine_monitor import EngineMonitor
@@ -38,11 +44,17 @@ class OpenAIRoutes:
     """The doors that the official client knocks at."""
 
     def __init__(
-        self, *, query: QueryPipeline, monitor: EngineMonitor, limits: QuestionLimits
+        self,
+        *,
+        query: QueryPipeline,
+        monitor: EngineMonitor,
+        limits: QuestionLimits,
+        timers: StreamTimers,
     ) -> None:
         self._query = query
         self._monitor = monitor
         self._limits = limits
+        self._timers = timers
 
     def router(self) -> APIRouter:
         """The routes."""
@@ -77,10 +89,12 @@ class OpenAIRoutes:
     ) -> Response | dict[str, Any]:
         """Answer the last user message from the documents; whole or as a stream."""
         self._known(body.model)
-        question = self._question(body)
+        question = self._question(body, request)
         events = self._query.answer(question, self._limits.deadline(request, body.timeout_s))
         if not body.stream:
-            return _completion(await whole_answer(request, events), body.model)
+            answer = await whole_answer(request, events)
+            whole = _completion(answer_json(answer, request.state.request_id), body.model)
+            return JSONResponse(whole, headers=degraded_header(answer.degraded))
         head = await unless_disconnected(request, first_events(events))
         stamp = _Stamp(request.state.request_id, body.model)
         usage = body.stream_options is not None and body.stream_options.include_usage
@@ -89,6 +103,8 @@ class OpenAIRoutes:
             request=request,
             close=events.aclose,
             error_event=None,  # OpenAI's client finds errors by their key, in unnamed events
+            timers=self._timers,
+            headers=degraded_header(degraded_in(head)),
         )
 
     def _known(self, model_id: str) -> None:
@@ -100,7 +116,7 @@ class OpenAIRoutes:
                 param="model",
             )
 
-    def _question(self, body: ChatCompletionRequest) -> Question:
+    def _question(self, body: ChatCompletionRequest, request: Request) -> Question:
         _refuse_what_we_cannot(body)
         *earlier, last = body.messages
         if last.role != "user":
@@ -118,6 +134,9 @@ class OpenAIRoutes:
                 seed=body.seed,
                 stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
             ),
+            caller=caller(request, body.priority),
+            degrade=body.degrade,
+            route="chat",
             param="messages",
         )
 
@@ -170,7 +189,8 @@ def _chunk(event: AnswerEvent, stamp: _Stamp, *, include_usage: bool) -> list[st
             return [f": queued position={position} eta_s={eta_s}\n\n"]
         case Answer():
             cited = [citation_json(c) for c in event.citations]
-            last = stamp.chunk({}, event.finish_reason, citations=cited)
+            degraded = degraded_json(event.degraded)
+            last = stamp.chunk({}, event.finish_reason, citations=cited, degraded=degraded)
             return [last, stamp.usage(event)] if include_usage else [last]
         case _:
             return []

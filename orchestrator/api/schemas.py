@@ -15,6 +15,9 @@ CollectionName = Annotated[
 ]
 
 
+Priority = Literal["interactive", "normal", "batch"]
+
+
 class Incoming(BaseModel):
     """A JSON body: unknown fields are refused, so that a typing error is not silently ignored."""
 
@@ -53,6 +56,9 @@ class AskRequest(SearchRequest):
     degrade: bool = Field(
         default=True, description="Whether a lesser answer may be given under load; false opts out."
     )
+    priority: Priority = Field(
+        "normal", description="Who goes first under load: interactive, normal, batch."
+    )
 
 
 class PassageOut(BaseModel):
@@ -69,6 +75,7 @@ class SearchResponse(BaseModel):
     """What was found, best first."""
 
     passages: list[PassageOut]
+    degraded: "DegradedOut | None"
 
 
 class Mark(BaseModel):
@@ -101,7 +108,10 @@ class TimingsOut(BaseModel):
 class DegradedOut(BaseModel):
     """How the answer is less than what was asked for."""
 
-    level: str
+    level: Literal["L1", "L2", "L3"] = Field(
+        description="L1: fewer passages, a shorter answer, or a search by words only. L2: another "
+        "engine. L3: the passages themselves, nothing generated."
+    )
     reason: str
 
 
@@ -228,6 +238,8 @@ class ChatCompletionRequest(BaseModel):
     document_ids: list[str] = Field([], max_length=MAX_DOCUMENT_IDS)
     top_k: int | None = Field(None, ge=1)
     timeout_s: float | None = Field(None, gt=0)
+    degrade: bool = True
+    priority: Priority = "normal"
 
     def extras(self) -> dict[str, Any]:
         """Fields that OpenAI may know and we do not."""

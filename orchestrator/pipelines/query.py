@@ -1,95 +1,55 @@
-"""A request's way: gate, retrieval, prompt, engine, answer."""
+"""A request's way: gate, retrieval, prompt, engine, answer; and the lesser ways when that is blocked."""
 
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 
 from orchestrator.domain import (
     Answer,
     AnswerEvent,
-    FinishReason,
+    Degraded,
     Passage,
     Question,
     Sources,
-    Timings,
     Token,
     Usage,
 )
-from orchestrator.generation.citations import MarkFilter, missing_mark, number
-from orchestrator.generation.engine_client import EngineClient, EngineRequest
-from orchestrator.generation.engine_monitor import EngineMonitor
+from orchestrator.errors import OrchestratorError, Overloaded
+from orchestrator.generation.engine_client import EngineRequest
+from orchestrator.generation.engines import Engine
 from orchestrator.generation.prompt import NOTHING_RELEVANT
+from orchestrator.generation.prompt_lengths import PromptLengths
 from orchestrator.generation.token_budget import FittedPrompt, fit
 from orchestrator.generation.tokenizer import TokenCounter
+from orchestrator.pipelines.degradation import (
+    BY_WORDS_ONLY,
+    ELSEWHERE,
+    elsewhere,
+    extract,
+    passages_only,
+    reduced,
+)
+from orchestrator.pipelines.draft import Draft, Stopwatch
 from orchestrator.pipelines.library import Library
-from orchestrator.resilience.admission import AdmissionGate
+from orchestrator.resilience.admission import AdmissionGate, Bulkhead
+from orchestrator.resilience.admission_ledger import Ticket
 from orchestrator.resilience.deadline import Deadline
 from orchestrator.retrieval.retriever import Retrieved, Retriever
 
-
-@dataclass(slots=True)
-class _Stopwatch:
-    """When each phase of one request ended, on the monotonic clock."""
-
-    clock: Callable[[], float]
-    started_s: float = 0.0
-    queue_ms: float = 0.0
-    retrieve_ms: float = 0.0
-    first_token_ms: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.started_s = self.clock()
-
-    def elapsed_ms(self) -> float:
-        return (self.clock() - self.started_s) * 1000
-
-    def first_token(self) -> None:
-        if not self.first_token_ms:
-            self.first_token_ms = self.elapsed_ms()
-
-    def timings(self) -> Timings:
-        return Timings(self.queue_ms, self.retrieve_ms, self.first_token_ms, self.elapsed_ms())
-
-
-@dataclass(slots=True)
-class _Draft:
-    """The answer while it grows."""
-
-    passages: tuple[Passage, ...]
-    marks: MarkFilter = field(init=False)
-    parts: list[str] = field(default_factory=list)
-    usage: Usage = Usage()
-    finish_reason: FinishReason = "stop"
-
-    def __post_init__(self) -> None:
-        self.marks = MarkFilter(len(self.passages))
-
-    def add(self, text: str) -> str:
-        shown = self.marks.feed(text)
-        self.parts.append(shown)
-        return shown
-
-    def close(self) -> str:
-        """What is still to be shown: text held back, and a mark if the answer has none."""
-        rest = self.marks.flush()
-        self.parts.append(rest)
-        if not self.marks.cited:
-            mark = missing_mark("".join(self.parts), self.passages)
-            if mark:
-                self.marks.cited.add(int(mark.strip(" []")))
-                self.parts.append(mark)
-                rest += mark
-        return rest
-
-    def answer(self, timings: Timings) -> Answer:
-        citations = number(self.passages, self.marks.cited)
-        text = "".join(self.parts).strip()
-        return Answer(text, citations, self.usage, timings, self.finish_reason)
+BUSY_RETRY_AFTER_S = 1.0
 
 
 class QueryPipeline:
-    """Answers questions. Holds no state of its own between two requests."""
+    """
+    Answers questions. Holds no state of its own between two requests.
+
+    Args:
+        engine: The one behind the gate.
+        fallbacks: Those that stand in for it, in this order.
+        fallback_places: Requests that may be with the fallback engines at once.
+        passages_places: Requests that may be answered by passages alone at once.
+        on_answer: Called with each whole answer.
+    """
 
     def __init__(
         self,
@@ -97,9 +57,11 @@ class QueryPipeline:
         gate: AdmissionGate,
         library: Library,
         retriever: Retriever,
-        engine: EngineClient,
-        monitor: EngineMonitor,
+        engine: Engine,
         counter: TokenCounter,
+        fallbacks: Sequence[Engine] = (),
+        fallback_places: Bulkhead | None = None,
+        passages_places: Bulkhead | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_answer: Callable[[Answer], None] = lambda _: None,
     ) -> None:
@@ -107,21 +69,26 @@ class QueryPipeline:
         self._library = library
         self._retriever = retriever
         self._engine = engine
-        self._monitor = monitor
         self._counter = counter
+        self._fallbacks = tuple(fallbacks)
+        self._fallback_places = fallback_places or Bulkhead(8)
+        self._passages_places = passages_places or Bulkhead(4)
+        self._lengths = PromptLengths()
         self._clock = clock
         self._on_answer = on_answer
 
-    async def search(self, question: Question, deadline: Deadline) -> tuple[Passage, ...]:
+    async def search(
+        self, question: Question, deadline: Deadline
+    ) -> tuple[tuple[Passage, ...], Degraded | None]:
         """
-        The passages for a question, best first, without an answer.
+        The passages for a question, best first, and how the search was less than usual.
 
         Raises:
             OrchestratorError: The kind tells what went wrong, and where.
         """
         await self._library.require_searchable(question.collection, question.document_ids)
         found = await self._retrieve(question, deadline)
-        return found.passages
+        return found.passages, BY_WORDS_ONLY if found.by_words_only else None
 
     async def answer(
         self, question: Question, deadline: Deadline
@@ -129,23 +96,190 @@ class QueryPipeline:
         """
         The answer as it comes: notices while it waits, the sources, the text, then the whole.
 
-        Closing the iterator gives the permit back and aborts the engine's request.
+        If the engine cannot answer and the caller takes less, a fallback engine does, or the
+        passages are the answer; which of them is in `degraded`. Closing the iterator gives every
+        place back and aborts the engine's request.
 
         Raises:
             OrchestratorError: The kind tells what went wrong, and where.
         """
-        watch = _Stopwatch(self._clock)
-        self._monitor.require()
-        await self._library.require_searchable(question.collection, question.document_ids)
-        async with self._gate.hold() as ticket:
+        watch = Stopwatch(self._clock)
+        shown = False
+        try:
+            async with aclosing(self._through_the_gate(question, deadline, watch)) as events:
+                async for event in events:
+                    shown = shown or isinstance(event, Sources | Token | Answer)
+                    yield self._noted(event)
+            return
+        except ELSEWHERE as exc:
+            if shown or not question.degrade:
+                raise
+            cause: OrchestratorError = exc
+        deadline.check()
+        async with aclosing(self._without_the_engine(question, deadline, watch, cause)) as events:
+            async for event in events:
+                yield self._noted(event)
+
+    async def _through_the_gate(
+        self, question: Question, deadline: Deadline, watch: Stopwatch
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        """L0 and L1: a reservation first, then retrieval, then the engine."""
+        self._engine.monitor.require()
+        degraded = None
+        if question.degrade and self._gate.brownout:
+            question, degraded = reduced(question)
+        window = self._engine.monitor.window_tokens
+        demand = self._gate.demand(
+            question.route,
+            prompt_tokens=self._lengths.estimate(question, window_tokens=window),
+            max_tokens=question.max_tokens,
+        )
+        caller, route = question.caller, question.route
+        async with self._gate.hold(demand, deadline, caller, route=route) as ticket:
+            await self._library.require_searchable(question.collection, question.document_ids)
             async for notice in self._gate.wait(ticket, deadline):
                 yield notice
             watch.queue_ms = ticket.waited_s * 1000
-            async with aclosing(self._admitted(question, deadline, watch)) as events:
+            found = await self._timed_retrieve(question, deadline, watch)
+            events = self._answered(
+                question, found, deadline, watch, engine=self._engine, degraded=degraded,
+                ticket=ticket,
+            )  # fmt: skip
+            async with aclosing(events):
                 async for event in events:
-                    if isinstance(event, Answer):
-                        self._on_answer(event)
                     yield event
+
+    async def _without_the_engine(
+        self,
+        question: Question,
+        deadline: Deadline,
+        watch: Stopwatch,
+        cause: OrchestratorError,
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        """L2 and L3: the first fallback engine that answers, else the passages."""
+        with self._passages_places.hold(lambda: cause):
+            await self._library.require_searchable(question.collection, question.document_ids)
+            found = await self._timed_retrieve(question, deadline, watch)
+        for engine in self._fallbacks:
+            shown = False
+            try:
+                async with aclosing(
+                    self._by_fallback(question, found, deadline, watch, engine, cause)
+                ) as events:
+                    async for event in events:
+                        shown = True
+                        yield event
+                return
+            except ELSEWHERE:
+                if shown:
+                    raise
+        async for event in self._by_passages(found, watch, cause):
+            yield event
+
+    async def _by_fallback(
+        self,
+        question: Question,
+        found: Retrieved,
+        deadline: Deadline,
+        watch: Stopwatch,
+        engine: Engine,
+        cause: OrchestratorError,
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        engine.monitor.require()
+        with self._fallback_places.hold(_fallbacks_full):
+            async with aclosing(
+                self._answered(
+                    question, found, deadline, watch, engine=engine,
+                    degraded=elsewhere(engine.name, cause),
+                )
+            ) as events:  # fmt: skip
+                async for event in events:
+                    yield event
+
+    async def _by_passages(
+        self, found: Retrieved, watch: Stopwatch, cause: OrchestratorError
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        degraded = passages_only(cause)
+        passages = found.passages if found.relevant else ()
+        yield Sources(passages, degraded)
+        text, citations = extract(passages) if passages else (NOTHING_RELEVANT, ())
+        yield Token(text)
+        yield Answer(text, citations, Usage(), watch.timings(), degraded=degraded)
+
+    async def _answered(
+        self,
+        question: Question,
+        found: Retrieved,
+        deadline: Deadline,
+        watch: Stopwatch,
+        *,
+        engine: Engine,
+        degraded: Degraded | None,
+        ticket: Ticket | None = None,
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        """What one engine makes of what was found."""
+        if found.by_words_only and degraded is None:
+            degraded = BY_WORDS_ONLY
+        if not found.relevant:
+            yield Sources((), degraded)
+            yield Token(NOTHING_RELEVANT)
+            yield Answer(NOTHING_RELEVANT, (), Usage(), watch.timings(), degraded=degraded)
+            return
+        window = engine.monitor.window_tokens
+        prompt = fit(question, found.passages, counter=self._counter, window_tokens=window)
+        if ticket is not None:
+            self._lengths.learn(
+                question, num_passages=len(prompt.passages), prompt_tokens=prompt.prompt_tokens
+            )
+            await self._gate.resize(ticket, prompt.prompt_tokens, deadline)
+        draft = Draft(prompt.passages, degraded)
+        events = self._generated(question, prompt, deadline, watch, engine, draft, ticket)
+        async with aclosing(events):
+            async for event in events:
+                yield event
+
+    async def _generated(
+        self,
+        question: Question,
+        prompt: FittedPrompt,
+        deadline: Deadline,
+        watch: Stopwatch,
+        engine: Engine,
+        draft: Draft,
+        ticket: Ticket | None,
+    ) -> AsyncGenerator[AnswerEvent, None]:
+        request = EngineRequest(
+            model=engine.monitor.require().id,
+            messages=prompt.messages,
+            max_tokens=question.max_tokens,
+            sampling=question.sampling,
+        )
+        announced = False
+        async with aclosing(engine.client.stream(request, deadline)) as chunks:
+            async for chunk in chunks:
+                if ticket is not None:
+                    self._gate.progress(ticket, chunk.tokens)
+                shown = draft.add(chunk)
+                if not announced:
+                    # Not before: until the engine has answered, another one may.
+                    announced = True
+                    watch.first_token()
+                    yield Sources(prompt.passages, draft.degraded)
+                if shown:
+                    yield Token(shown)
+        if ticket is not None:
+            ticket.finished = True
+        if rest := draft.close():
+            yield Token(rest)
+        yield draft.answer(watch.timings())
+
+    async def _timed_retrieve(
+        self, question: Question, deadline: Deadline, watch: Stopwatch
+    ) -> Retrieved:
+        began_s = self._clock()
+        found = await self._retrieve(question, deadline)
+        watch.retrieve_ms += (self._clock() - began_s) * 1000
+        return found
 
     async def _retrieve(self, question: Question, deadline: Deadline) -> Retrieved:
         return await self._retriever.retrieve(
@@ -156,48 +290,14 @@ class QueryPipeline:
             deadline=deadline,
         )
 
-    async def _admitted(
-        self, question: Question, deadline: Deadline, watch: _Stopwatch
-    ) -> AsyncGenerator[AnswerEvent, None]:
-        began_s = self._clock()
-        found = await self._retrieve(question, deadline)
-        watch.retrieve_ms = (self._clock() - began_s) * 1000
-        if not found.relevant:
-            yield Sources(())
-            yield Token(NOTHING_RELEVANT)
-            yield Answer(NOTHING_RELEVANT, (), Usage(), watch.timings())
-            return
-        prompt = fit(
-            question,
-            found.passages,
-            counter=self._counter,
-            window_tokens=self._monitor.window_tokens,
-        )
-        yield Sources(prompt.passages)
-        async with aclosing(self._generate(question, prompt, deadline, watch)) as events:
-            async for event in events:
-                yield event
+    def _noted(self, event: AnswerEvent) -> AnswerEvent:
+        if isinstance(event, Answer):
+            self._on_answer(event)
+        return event
 
-    async def _generate(
-        self, question: Question, prompt: FittedPrompt, deadline: Deadline, watch: _Stopwatch
-    ) -> AsyncGenerator[AnswerEvent, None]:
-        request = EngineRequest(
-            model=self._monitor.require().id,
-            messages=prompt.messages,
-            max_tokens=question.max_tokens,
-            sampling=question.sampling,
-        )
-        draft = _Draft(prompt.passages)
-        async with aclosing(self._engine.stream(request, deadline)) as chunks:
-            async for chunk in chunks:
-                watch.first_token()
-                draft.finish_reason = chunk.finish_reason or draft.finish_reason
-                draft.usage = chunk.usage or draft.usage
-                if shown := draft.add(chunk.text):
-                    yield Token(shown)
-        if rest := draft.close():
-            yield Token(rest)
-        yield draft.answer(watch.timings())
+
+def _fallbacks_full() -> Overloaded:
+    return Overloaded("The fallback engines are full too.", retry_after_s=BUSY_RETRY_AFTER_S)
 
 
 def _search_text(question: Question) -> str:

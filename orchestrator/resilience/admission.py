@@ -1,214 +1,259 @@
 """
-The gate's seam: who may go to the engine, who waits, who is refused.
+The gate: waiting, on top of the books.
 
-A permit is held from admission until the answer's stream is closed. Decisions are plain `def`s on
-the event loop, so they are atomic; only waiting awaits. This cut counts requests and serves them in
-order of arrival.
+Whoever enters holds a reservation or a place in the queue until the block ends, however it ends.
+Only waiting awaits; everything that changes the books is in `admission_ledger`.
 """
 
-import asyncio
+import random
 import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
-from orchestrator.domain import Queued
-from orchestrator.errors import NotReady, QueueFull, QueueTimeout
+from orchestrator.domain import Caller, Queued
+from orchestrator.errors import NotReady, Overloaded, QueueFull, QueueTimeout
+from orchestrator.resilience import admission_policy as policy
+from orchestrator.resilience.admission_ledger import AdmissionLedger, GateState, Ticket
+from orchestrator.resilience.admission_policy import Action, AdmissionLimits, Decision, Demand
 from orchestrator.resilience.deadline import Deadline
+from orchestrator.resilience.engine_capacity import EngineCapacity, EngineReading
 
-SMOOTHING = 0.2
-"""Weight of the newest service time in the running mean that ETAs are made from."""
-
-
-@dataclass(frozen=True, slots=True)
-class AdmissionLimits:
-    """
-    What the gate lets through.
-
-    Attributes:
-        max_concurrent: Permits held at once.
-        max_queued: Requests that may wait.
-        max_wait_s: Longest wait, in seconds.
-    """
-
-    max_concurrent: int
-    max_queued: int
-    max_wait_s: float
-
-    def __post_init__(self) -> None:
-        if self.max_concurrent < 1 or self.max_queued < 0 or self.max_wait_s <= 0:
-            raise ValueError(f"not usable as limits: {self!r}")
-
-
-class Ticket:
-    """
-    One request at the gate: first waiting, then holding a permit, then released.
-
-    Attributes:
-        waited_s: Seconds between the request's arrival and its permit.
-    """
-
-    __slots__ = ("_granted", "arrived_s", "granted_s", "waited_s")
-
-    def __init__(self, arrived_s: float) -> None:
-        self.arrived_s = arrived_s
-        self.granted_s: float | None = None
-        self.waited_s = 0.0
-        self._granted = asyncio.Event()
-
-    @property
-    def granted(self) -> bool:
-        """Whether the permit is held."""
-        return self._granted.is_set()
-
-    def grant(self, now_s: float) -> None:
-        """Hand the permit over and wake the waiter."""
-        self.granted_s = now_s
-        self.waited_s = now_s - self.arrived_s
-        self._granted.set()
-
-    async def wait(self, timer_s: float) -> bool:
-        """Whether the permit came within `timer_s` seconds."""
-        try:
-            async with asyncio.timeout(timer_s):
-                await self._granted.wait()
-        except TimeoutError:
-            return self.granted
-        return True
+MAX_WAIT_FACTOR = 2.0
+"""A prediction can be wrong: nobody waits longer than this times the wait target."""
+DRAIN_RETRY_AFTER_S = 5.0
 
 
 class AdmissionGate:
     """
-    A bounded number of permits and a bounded queue before them.
+    Who may go to the engine, who waits, who is refused.
 
     Args:
-        limits: How many of each.
+        limits: How much is let through.
+        capacity: What the engine can hold, as it shows; by default the limits alone.
         clock: Monotonic seconds.
         notify_s: Seconds between two `Queued` notices to one waiter.
+        jitter: Factor on each Retry-After, so that the refused do not come back together.
     """
 
     def __init__(
         self,
         *,
         limits: AdmissionLimits,
+        capacity: EngineCapacity | None = None,
         clock: Callable[[], float] = time.monotonic,
         notify_s: float = 1.0,
+        jitter: Callable[[], float] = lambda: random.uniform(1.0, 1.5),  # noqa: S311 - no secret
     ) -> None:
-        self._limits = limits
+        self.limits = limits
+        self.capacity = capacity or EngineCapacity(limits, clock=clock)
+        self._ledger = AdmissionLedger(limits=limits, capacity=self.capacity)
         self._clock = clock
         self._notify_s = notify_s
-        self._queue: OrderedDict[Ticket, None] = OrderedDict()
-        self._running: set[Ticket] = set()
-        self._service_s: float | None = None
+        self._jitter = jitter
         self._draining = False
 
     @property
-    def limits(self) -> AdmissionLimits:
-        """The limits in force."""
-        return self._limits
-
-    @property
     def running(self) -> int:
-        """Permits that are held."""
-        return len(self._running)
+        """Requests that hold a reservation."""
+        return len(self._ledger.live)
 
     @property
     def queued(self) -> int:
         """Requests that wait."""
-        return len(self._queue)
+        return len(self._ledger.queue)
+
+    @property
+    def brownout(self) -> bool:
+        """Whether answers are degraded, so that fewer have to be refused."""
+        return self._ledger.brownout
+
+    def state(self) -> GateState:
+        """The books, now."""
+        return self._ledger.state(self._clock())
+
+    def demand(self, route: str, *, prompt_tokens: int, max_tokens: int) -> Demand:
+        """What a request will need, its answer's length foretold from those of its route."""
+        return self._ledger.demand(route, prompt_tokens=prompt_tokens, max_tokens=max_tokens)
+
+    def observe(self, reading: EngineReading | None) -> None:
+        """Take one look at the engine into account; None if it did not say anything."""
+        self.capacity.observe(reading, self._ledger.own_load())
+        if not self._draining:
+            self._ledger.dispatch(self._clock())
 
     def drain(self) -> None:
-        """Refuse every new request from now on; those inside go on."""
+        """Refuse every new request from now on, and those that wait; those inside go on."""
         self._draining = True
+        for ticket in self._ledger.queue:
+            ticket.wake()
 
-    def enter(self) -> Ticket:
+    def enter(
+        self, demand: Demand, deadline: Deadline, caller: Caller, *, route: str = "ask"
+    ) -> Ticket:
         """
-        A ticket, granted at once if a permit is free and nobody waits before.
+        A ticket, with its reservation if there is room and nobody goes first.
 
         Raises:
-            QueueFull: If the queue has no place.
+            Overloaded: If it would wait too long, or the queue has no place.
             NotReady: If the gate is draining.
         """
-        if self._draining:
-            raise NotReady("The service is shutting down. Ask again in a moment.", retry_after_s=5)
-        now_s = self._clock()
-        ticket = Ticket(now_s)
-        if len(self._running) < self._limits.max_concurrent and not self._queue:
-            self._running.add(ticket)
-            ticket.grant(now_s)
-            return ticket
-        if len(self._queue) >= self._limits.max_queued:
-            raise QueueFull(
-                f"All {self._limits.max_concurrent} places are taken and "
-                f"{self._limits.max_queued} requests already wait. Try again later.",
-                retry_after_s=self.eta_s(len(self._queue)) or 5.0,
-            )
-        self._queue[ticket] = None
+        self._check_open()
+        now_s, remaining_s = self._clock(), deadline.remaining_s()
+        ticket = Ticket(demand, caller, route, arrived_s=now_s, deadline_s=now_s + remaining_s)
+        decision = self._ledger.enter(ticket, remaining_s=remaining_s, now_s=now_s)
+        if decision.action is Action.REFUSE:
+            raise self._refusal(decision, remaining_s)
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
         """Give the ticket back, whatever its state; a second time does nothing."""
-        if ticket in self._queue:
-            del self._queue[ticket]
-        elif ticket in self._running:
-            self._running.remove(ticket)
-            self._learn(ticket)
-            self._hand_on()
+        self._ledger.leave(ticket, self._clock())
 
-    def eta_s(self, ahead: int) -> float | None:
-        """Seconds until somebody with `ahead` waiters before it is admitted; None if unknown."""
-        if self._service_s is None:
-            return None
-        return self._service_s * (ahead + 1) / self._limits.max_concurrent
+    def progress(self, ticket: Ticket, tokens: int) -> None:
+        """The engine has sent this many more tokens of the answer."""
+        self._ledger.progress(ticket, tokens, self._clock())
 
-    @asynccontextmanager
-    async def hold(self) -> AsyncIterator[Ticket]:
+    async def resize(self, ticket: Ticket, prompt_tokens: int, deadline: Deadline) -> None:
         """
-        A ticket that is given back when the block ends, however it ends.
+        Set the prompt's exact length; waits once more, first of its tenant, if it outgrew its room.
 
         Raises:
-            QueueFull: If the queue has no place.
+            DeadlineExceeded: If no room came free in time.
+            QueueTimeout: If it waited as long as it may.
             NotReady: If the gate is draining.
         """
-        ticket = self.enter()
-        try:
-            yield ticket
-        finally:
-            self.leave(ticket)
+        if not self._ledger.resize(ticket, prompt_tokens, self._clock()):
+            async for _ in self.wait(ticket, deadline):
+                pass
 
     async def wait(self, ticket: Ticket, deadline: Deadline) -> AsyncIterator[Queued]:
         """
         Notices while the ticket waits; ends once it is granted.
 
         Raises:
+            QueueFull: If its place went to somebody who goes first.
             QueueTimeout: If it waited as long as it may.
-            DeadlineExceeded: If the request's own time was up first.
+            DeadlineExceeded: If the time that is left cannot suffice any more.
+            NotReady: If the gate is draining.
         """
-        wait_until_s = ticket.arrived_s + self._limits.max_wait_s
+        until_s = self.patience_until_s()
         while not ticket.granted:
-            deadline.check()
-            left_s = wait_until_s - self._clock()
-            if left_s <= 0:
-                raise QueueTimeout(
-                    f"No place came free within {self._limits.max_wait_s:g} s. Try again later.",
-                    retry_after_s=self.eta_s(len(self._queue)) or 5.0,
-                )
-            ahead = list(self._queue).index(ticket)
-            yield Queued(position=ahead + 1, eta_s=self.eta_s(ahead))
-            await ticket.wait(min(self._notify_s, left_s, max(deadline.remaining_s(), 0.001)))
+            yield self.notice(ticket, deadline, until_s)
+            left_s = min(until_s - self._clock(), deadline.remaining_s() - self._ledger.service_s)
+            await ticket.wait(max(min(self._notify_s, left_s), 0.001))
 
-    def _learn(self, ticket: Ticket) -> None:
-        if ticket.granted_s is None:
-            return
-        took_s = self._clock() - ticket.granted_s
-        if self._service_s is None:
-            self._service_s = took_s
-        else:
-            self._service_s += SMOOTHING * (took_s - self._service_s)
+    def patience_until_s(self) -> float:
+        """When whoever starts to wait now has waited as long as it may, on the gate's clock."""
+        return self._clock() + self.limits.wait_target_s * MAX_WAIT_FACTOR
 
-    def _hand_on(self) -> None:
-        while self._queue and len(self._running) < self._limits.max_concurrent:
-            ticket, _ = self._queue.popitem(last=False)
-            self._running.add(ticket)
-            ticket.grant(self._clock())
+    def notice(self, ticket: Ticket, deadline: Deadline, until_s: float) -> Queued:
+        """
+        Where a waiting ticket stands, if it may wait on.
+
+        Raises:
+            QueueFull: If its place went to somebody who goes first.
+            QueueTimeout: If it waited as long as it may, which is until `until_s`.
+            DeadlineExceeded: If the time that is left cannot suffice any more.
+            NotReady: If the gate is draining.
+        """
+        self._check_open()
+        if ticket.displaced:
+            raise self._displaced()
+        if deadline.remaining_s() <= self._ledger.service_s:
+            raise deadline.error()
+        now_s = self._clock()
+        position, eta_s = self._ledger.place(ticket, now_s)
+        if now_s >= until_s:
+            raise self._timed_out(eta_s)
+        return Queued(position, None if eta_s is None else round(eta_s, 1))
+
+    @asynccontextmanager
+    async def hold(
+        self, demand: Demand, deadline: Deadline, caller: Caller, *, route: str = "ask"
+    ) -> AsyncIterator[Ticket]:
+        """
+        A ticket that is given back when the block ends, however it ends.
+
+        Raises:
+            Overloaded: If it would wait too long, or the queue has no place.
+            NotReady: If the gate is draining.
+        """
+        ticket = self.enter(demand, deadline, caller, route=route)
+        try:
+            yield ticket
+        finally:
+            self.leave(ticket)
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise NotReady(
+                "The service is shutting down. Ask again in a moment.",
+                retry_after_s=DRAIN_RETRY_AFTER_S,
+            )
+
+    def _refusal(self, decision: Decision, remaining_s: float) -> Overloaded:
+        base_s = decision.retry_after_s or policy.MIN_RETRY_AFTER_S
+        wait_s = min(base_s * self._jitter(), policy.MAX_RETRY_AFTER_S)
+        sustained = self._ledger.sustained_overload(self._clock())
+        kind = QueueFull if decision.reason == "queue_full" else Overloaded
+        return kind(
+            f"The service is full: {self._why(decision, remaining_s)}. "
+            f"Try again in {wait_s:.0f} s.",
+            retry_after_s=wait_s,
+            should_retry=not sustained and wait_s < remaining_s,
+        )
+
+    def _why(self, decision: Decision, remaining_s: float) -> str:
+        if decision.reason == "queue_full" or decision.eta_s is None:
+            return f"{self.queued} requests wait, and {self.limits.max_queued} may"
+        if decision.reason == "deadline_too_short":
+            begins_s = decision.eta_s + self._ledger.service_s
+            return f"the answer would begin in about {begins_s:.0f} s, and the request has {remaining_s:.0f} s"
+        limit_s = self.limits.wait_target_s
+        return f"the wait would be about {decision.eta_s:.0f} s, and the limit is {limit_s:g} s"
+
+    def _displaced(self) -> QueueFull:
+        wait_s = policy.retry_after_s(self.state().eta_s or self.limits.wait_target_s)
+        return QueueFull(
+            f"The service is full: {self.limits.max_queued} requests may wait, and others went "
+            f"before this one. Try again in {wait_s:.0f} s.",
+            retry_after_s=wait_s,
+            should_retry=not self._ledger.sustained_overload(self._clock()),
+        )
+
+    def _timed_out(self, eta_s: float | None) -> QueueTimeout:
+        waited_s = self.limits.wait_target_s * MAX_WAIT_FACTOR
+        return QueueTimeout(
+            f"No place came free within {waited_s:g} s. Try again later.",
+            retry_after_s=policy.retry_after_s(eta_s or self.limits.wait_target_s),
+            should_retry=not self._ledger.sustained_overload(self._clock()),
+        )
+
+
+class Bulkhead:
+    """
+    At most `limit` at once of what must not crowd out the rest; the next one is told at once.
+
+    Attributes:
+        used: Places that are taken.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.used = 0
+
+    @contextmanager
+    def hold(self, full: Callable[[], Exception]) -> Iterator[None]:
+        """
+        A place until the block ends.
+
+        Raises:
+            Exception: What `full` makes, if there is no place.
+        """
+        if self.used >= self._limit:
+            raise full()
+        self.used += 1
+        try:
+            yield
+        finally:
+            self.used -= 1

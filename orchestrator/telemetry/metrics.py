@@ -1,10 +1,23 @@
 """Every Prometheus series, its unit in its name. Built once by `app.py`; the rooms get callables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+BREAKER_STATES = ("closed", "half_open", "open")
+
+
+class HasState(Protocol):
+    """Anything with a breaker's state."""
+
+    @property
+    def state(self) -> str:
+        """One of BREAKER_STATES."""
 
 
 class Metrics:
@@ -55,6 +68,25 @@ class Metrics:
             ["code"],
             registry=self.registry,
         )
+        self.degraded = Counter(
+            "tidegate_degraded_answers",
+            "Answers that were less than asked for, by level (L1, L2, L3).",
+            ["level"],
+            registry=self.registry,
+        )
+        self.wait_seconds = Histogram(
+            "tidegate_bulkhead_wait_seconds",
+            "Wait for a place in one of the bounded rooms (threads, lanes of the embedder), in seconds.",
+            ["bulkhead"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.loop_lag_seconds = Histogram(
+            "tidegate_event_loop_lag_seconds",
+            "How much too late the event loop woke up, in seconds.",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         self.documents_ingested = Counter(
             "tidegate_documents_ingested",
             "Documents that left ingestion, by outcome code (ok or the error's code).",
@@ -71,6 +103,21 @@ class Metrics:
             registry=self.registry,
         )
 
+    def waited(self, bulkhead: str, wait_s: float) -> None:
+        """Somebody waited for a place."""
+        self.wait_seconds.labels(bulkhead=bulkhead).observe(wait_s)
+
+    def breaker_gauge(self, breakers: Mapping[str, HasState]) -> None:
+        """The state of each breaker, read when it is scraped."""
+        gauge = Gauge(
+            "tidegate_breaker_state",
+            "State of a dependency's circuit breaker: 0 closed, 1 half open, 2 open.",
+            ["name"],
+            registry=self.registry,
+        )
+        for name, breaker in breakers.items():
+            gauge.labels(name=name).set_function(partial(_state_number, breaker))
+
     def gauge(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """A series whose value is read when it is scraped."""
         Gauge(name, help_text, registry=self.registry).set_function(read)
@@ -78,3 +125,7 @@ class Metrics:
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self.registry)
+
+
+def _state_number(breaker: HasState) -> float:
+    return float(BREAKER_STATES.index(breaker.state))

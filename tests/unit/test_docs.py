@@ -44,7 +44,7 @@ def test_every_series_is_documented():
     """What /metrics shows is explained."""
     text = read("docs/operations.md")
     families = [family.name for family in Metrics().registry.collect()]
-    gauges = re.findall(r'gauge\(\s*"(\w+)"', read("orchestrator/app.py"))
+    gauges = re.findall(r'gauge\(\s*"(\w+)"', read("orchestrator/status.py"))
     assert gauges
     for name in (*families, *gauges):
         assert name in text, name

@@ -1,0 +1,374 @@
+"""
+The composition root: settings become objects.
+
+The only place that builds anything. Objects are passed by keyword.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import httpx2
+
+from orchestrator.concurrency import Threads
+from orchestrator.documents.chunking import Chunker
+from orchestrator.documents.sandbox import ParserSandbox, SandboxLimits
+from orchestrator.domain import Answer
+from orchestrator.errors import EngineError
+from orchestrator.generation.engine_client import EngineClient, EngineTimeouts
+from orchestrator.generation.engine_metrics import EngineMetrics
+from orchestrator.generation.engine_monitor import EngineMonitor, EngineState
+from orchestrator.generation.engines import Engine
+from orchestrator.generation.tokenizer import EngineTokenizer, EstimatedTokens, TokenCounter
+from orchestrator.pipelines.ingestion import IngestionPipeline
+from orchestrator.pipelines.library import Library, UploadLimits
+from orchestrator.pipelines.query import QueryPipeline
+from orchestrator.resilience.admission import AdmissionGate, Bulkhead
+from orchestrator.resilience.admission_policy import AdmissionLimits
+from orchestrator.resilience.circuit_breaker import BreakerPolicy, CircuitBreaker
+from orchestrator.resilience.engine_capacity import EngineCapacity, EngineReading
+from orchestrator.resilience.retry import RetryBudget, RetryPolicy
+from orchestrator.retrieval.collection_indexes import CollectionIndexes
+from orchestrator.retrieval.document_store import DocumentStore
+from orchestrator.retrieval.embedder import Embedder
+from orchestrator.retrieval.embedder_model import (
+    PREFIX_TOKENS,
+    EmbedderTokenizer,
+    bundled_embedder,
+    embedding_dimension,
+)
+from orchestrator.retrieval.lexical_index import LexicalIndex
+from orchestrator.retrieval.retriever import Retriever
+from orchestrator.settings import Settings
+from orchestrator.telemetry.loop_lag import Liveness, LoopLag
+from orchestrator.telemetry.metrics import Metrics
+
+MAX_THREADS = 16
+SEARCH_THREADS = 4
+MIN_CHUNK_TOKENS = 30
+CONTROL_TIMEOUT_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """Every object of one orchestrator, built and not yet started."""
+
+    settings: Settings
+    embedding_model: Path
+    metrics: Metrics
+    threads: Threads
+    search_threads: Threads
+    lag: LoopLag
+    liveness: Liveness | None
+    store: DocumentStore
+    indexes: CollectionIndexes
+    embedder: Embedder
+    sandbox: ParserSandbox
+    counter: TokenCounter
+    engine: Engine
+    fallbacks: tuple[Engine, ...]
+    breakers: dict[str, CircuitBreaker]
+    gate: AdmissionGate
+    ingestion: IngestionPipeline
+    library: Library
+    query: QueryPipeline
+    control: httpx2.AsyncClient | None
+
+
+def assemble(settings: Settings) -> Components:
+    """
+    Every object, wired.
+
+    Raises:
+        OSError: If the data folder cannot be made.
+        TokenizerError: If the engine's tokenizer is named and cannot be loaded.
+        FileNotFoundError: If the embedding model is not there.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    metrics = Metrics()
+    on_wait = metrics.waited
+    threads = Threads(MAX_THREADS, name="store", on_wait=on_wait)
+    search_threads = Threads(SEARCH_THREADS, name="search", on_wait=on_wait)
+    counter = EngineTokenizer.load(settings.tokenizer) if settings.tokenizer else EstimatedTokens()
+    model = embedding_folder(settings.embedding_model)
+    store = DocumentStore(path=settings.data_dir / "tidegate.db")
+    breakers = _breakers(settings)
+    embedder = Embedder(
+        model=model,
+        threads=settings.embedder_threads or os.cpu_count() or 1,
+        max_batch=settings.embedder_batch,
+        request_timeout_s=settings.embedder_timeout_s,
+        on_wait=on_wait,
+    )
+    sandbox = ParserSandbox(limits=_sandbox_limits(settings), workers=settings.parser_workers)
+    indexes = CollectionIndexes(
+        folder=settings.data_dir / "indexes", store=store, dimension=embedding_dimension(model)
+    )
+    ingestion = IngestionPipeline(
+        files=settings.data_dir / "files",
+        workers=settings.parser_workers + 1,
+        sandbox=sandbox,
+        chunker=_chunker(settings, EmbedderTokenizer(model)),
+        embedder=embedder,
+        store=store,
+        indexes=indexes,
+        counter=counter,
+        threads=threads,
+        on_done=_count_documents(metrics),
+    )
+    library = Library(
+        folder=settings.data_dir,
+        limits=UploadLimits(settings.max_upload_bytes, settings.min_free_disk_bytes),
+        store=store,
+        sandbox=sandbox,
+        ingestion=ingestion,
+        indexes=indexes,
+        threads=threads,
+    )
+    gate = _gate(settings)
+    engine, *fallbacks = _engines(settings, breakers, gate, metrics)
+    query = QueryPipeline(
+        gate=gate,
+        library=library,
+        retriever=Retriever(
+            embedder=embedder,
+            store=store,
+            vectors=indexes,
+            lexical=LexicalIndex(database=store.database),
+            threads=search_threads,
+            embedder_breaker=breakers["embedder"],
+            store_breaker=breakers["store"],
+            embed_timeout_s=settings.embed_wait_s,
+        ),
+        engine=engine,
+        counter=counter,
+        fallbacks=fallbacks,
+        fallback_places=Bulkhead(settings.max_fallback_requests),
+        passages_places=Bulkhead(settings.max_passages_only_requests),
+        on_answer=_count_answers(metrics),
+    )
+    lag = LoopLag(stall_s=settings.loop_stall_s, on_lag=metrics.loop_lag_seconds.observe)
+    port = settings.liveness_port
+    return Components(
+        settings=settings,
+        embedding_model=model,
+        metrics=metrics,
+        threads=threads,
+        search_threads=search_threads,
+        lag=lag,
+        liveness=None if port is None else Liveness(port, lag, host=settings.host),
+        store=store,
+        indexes=indexes,
+        embedder=embedder,
+        sandbox=sandbox,
+        counter=counter,
+        engine=engine,
+        fallbacks=tuple(fallbacks),
+        breakers=breakers,
+        gate=gate,
+        ingestion=ingestion,
+        library=library,
+        query=query,
+        control=_control(settings),
+    )
+
+
+def embedding_folder(model: str | None) -> Path:
+    """
+    Where the embedding model is; downloaded if it is a Hugging Face id.
+
+    Raises:
+        FileNotFoundError: If it is neither a folder nor a model that the hub gives.
+    """
+    if model is None:
+        return bundled_embedder()
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - 0.3 s that most starts save
+
+    try:
+        return Path(snapshot_download(model))
+    except Exception as exc:
+        raise FileNotFoundError(
+            f"ORCHESTRATOR_EMBEDDING_MODEL: {model} is neither a folder nor a model that the hub "
+            f"gave us ({exc})."
+        ) from exc
+
+
+def _sandbox_limits(settings: Settings) -> SandboxLimits:
+    return SandboxLimits(
+        memory_bytes=settings.parser_memory_bytes,
+        cpu_s_per_page=settings.parser_page_timeout_s,
+        wall_s_per_document=settings.parser_timeout_s,
+        wall_s_inspect=settings.parser_inspect_timeout_s,
+        max_pages=settings.max_pages,
+        max_chars_per_page=settings.max_page_chars,
+        max_chars_per_document=settings.max_document_chars,
+    )
+
+
+def _chunker(settings: Settings, tokenizer: EmbedderTokenizer) -> Chunker:
+    return Chunker(
+        tokenizer=tokenizer,
+        max_tokens=min(settings.chunk_tokens, tokenizer.max_tokens - PREFIX_TOKENS),
+        overlap_tokens=settings.chunk_overlap_tokens,
+        min_tokens=MIN_CHUNK_TOKENS,
+    )
+
+
+def _control(settings: Settings) -> httpx2.AsyncClient | None:
+    if settings.control_url is None:
+        return None
+    return httpx2.AsyncClient(
+        base_url=settings.control_url, timeout=CONTROL_TIMEOUT_S, trust_env=False
+    )
+
+
+def _gate(settings: Settings) -> AdmissionGate:
+    limits = AdmissionLimits(
+        max_concurrent=settings.max_concurrent_requests,
+        max_queued=settings.max_queued_requests,
+        wait_target_s=settings.wait_target_s,
+        kv_tokens=settings.kv_cache_tokens,
+        safety=settings.kv_cache_share,
+        batch_share=settings.batch_share,
+        prefill_window_tokens=settings.prefill_window_tokens,
+        brownout_at=settings.brownout_at,
+        recover_at=settings.brownout_until,
+    )
+    capacity = EngineCapacity(limits, stale_s=settings.metrics_stale_s)
+    return AdmissionGate(limits=limits, capacity=capacity)
+
+
+def _breakers(settings: Settings) -> dict[str, CircuitBreaker]:
+    """One for each dependency; the fallback engines are numbered in their order."""
+    policy = BreakerPolicy(
+        window_s=settings.breaker_window_s,
+        failure_rate=settings.breaker_failure_rate,
+        slow_rate=settings.breaker_slow_rate,
+        open_s=settings.breaker_open_s,
+    )
+    names = ["embedder", "store", *_engine_names(settings)]
+    return {
+        name: CircuitBreaker(name=name, policy=policy, on_change=_log_breaker) for name in names
+    }
+
+
+def _engine_names(settings: Settings) -> list[str]:
+    stand_ins = range(1, len(settings.fallback_engine_urls) + 1)
+    return ["engine", *(f"fallback-{n}" for n in stand_ins)]
+
+
+def _engines(
+    settings: Settings, breakers: dict[str, CircuitBreaker], gate: AdmissionGate, metrics: Metrics
+) -> list[Engine]:
+    """The engine behind the gate, then the fallback engines."""
+    before = EngineMetrics()
+
+    def looked(found: EngineMetrics | None) -> None:
+        nonlocal before
+        gate.observe(None if found is None else _reading(found, before))
+        before = found or EngineMetrics()
+
+    engines = []
+    urls = [settings.engine_url, *settings.fallback_engine_urls]
+    for name, url in zip(_engine_names(settings), urls, strict=True):
+        first = name == "engine"
+        on_overload = gate.capacity.refused if first else _ignored
+        client = _engine_client(settings, metrics, breakers[name], name, url, on_overload)
+        monitor = EngineMonitor(
+            client=client,
+            poll_s=settings.engine_poll_s,
+            default_window_tokens=settings.max_model_len,
+            wanted=settings.engine_model if first else None,
+            on_change=partial(_log_engine, name),
+            on_metrics=looked if first else None,
+        )
+        engines.append(Engine(name, client, monitor))
+    return engines
+
+
+def _engine_client(
+    settings: Settings,
+    metrics: Metrics,
+    breaker: CircuitBreaker,
+    name: str,
+    url: str,
+    on_overload: Callable[[], None],
+) -> EngineClient:
+    def on_retry(error: EngineError) -> None:
+        metrics.engine_retries.labels(code=error.code).inc()
+
+    return EngineClient(
+        base_url=url,
+        name=name,
+        timeouts=EngineTimeouts(
+            connect_s=settings.connect_timeout_s,
+            first_token_s=settings.first_token_timeout_s,
+            stall_s=settings.stall_timeout_s,
+        ),
+        retry=RetryPolicy(attempts=settings.max_attempts),
+        budget=RetryBudget(ratio=settings.retry_ratio, per_s=settings.retry_per_s),
+        breaker=breaker,
+        slow_first_token_s=settings.slow_first_token_s,
+        max_concurrent=settings.max_concurrent_requests,
+        api_key=settings.engine_api_key if name == "engine" else None,
+        on_retry=on_retry,
+        on_overload=lambda _: on_overload(),
+    )
+
+
+def _ignored() -> None:
+    """A fallback engine has no gate that could learn from it."""
+
+
+def _reading(found: EngineMetrics, before: EngineMetrics) -> EngineReading:
+    return EngineReading(
+        kv_tokens=found.kv_cache_tokens,
+        kv_usage=found.kv_usage,
+        running=found.running,
+        waiting=found.waiting,
+        waiting_for_cache=found.waiting_capacity,
+        preemptions=found.preemptions_total,
+        prompt_tokens=found.prompt_tokens_total,
+        token_s=found.median_inter_token_s(before),
+    )
+
+
+def _log_breaker(name: str, state: str) -> None:
+    logger.log(logging.WARNING if state == "open" else logging.INFO, "breaker %s: %s", name, state)
+
+
+def _log_engine(name: str, state: EngineState) -> None:
+    if state.model is None:
+        logger.warning("%s lost: %s", name, state.detail)
+    else:
+        logger.info("%s ready: %s", name, state.model.id)
+
+
+def _count_answers(metrics: Metrics) -> Callable[[Answer], None]:
+    def answered(answer: Answer) -> None:
+        metrics.queue_seconds.observe(answer.timings.queue_ms / 1000)
+        metrics.retrieve_seconds.observe(answer.timings.retrieve_ms / 1000)
+        metrics.first_token_seconds.observe(answer.timings.first_token_ms / 1000)
+        metrics.prompt_tokens.inc(answer.usage.prompt_tokens)
+        metrics.completion_tokens.inc(answer.usage.completion_tokens)
+        if answer.degraded is not None:
+            metrics.degraded.labels(level=answer.degraded.level).inc()
+
+    return answered
+
+
+def _count_documents(metrics: Metrics) -> Callable[[str, int, float], None]:
+    def done(code: str, pages: int, seconds: float) -> None:
+        metrics.documents_ingested.labels(code=code).inc()
+        metrics.pages_ingested.inc(pages)
+        if pages:
+            metrics.ingest_seconds.observe(seconds)
+
+    return done

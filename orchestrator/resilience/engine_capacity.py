@@ -1,0 +1,207 @@
+"""
+What the engine can hold of ours: its own figures, what others use, and a correction.
+
+The reservations at the gate are quick and local; this is the slow loop around them. A figure that is
+missing or old is unknown, which is neither "idle" nor "full": the limits shrink to half, and an
+alarm is raised.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from orchestrator.resilience.admission_policy import (
+    MAX_CORRECTION,
+    AdmissionLimits,
+    Capacity,
+    Signals,
+    corrected,
+    our_share,
+)
+
+SMOOTHING = 0.3
+DEADBAND = 0.1
+"""Share of a limit below which others are noise: blocks half filled, a request just ended."""
+PREFILL_TARGET_S = 1.0
+"""Prompt tokens that the engine can read in this time may wait in it."""
+SLOWED = 2.0
+MIN_SAMPLES_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReading:
+    """
+    One look at the engine's metrics; None for what it did not say.
+
+    Attributes:
+        kv_tokens: Size of its cache.
+        kv_usage: Share of it that is in use, 0 to 1.
+        running: Requests in its batch.
+        waiting: Requests in its queue.
+        waiting_for_cache: Those of them that wait for room in the cache.
+        preemptions: Requests thrown out of the cache since it started.
+        prompt_tokens: Prompt tokens read since it started.
+        token_s: Median time between two tokens since the last look.
+    """
+
+    kv_tokens: int | None = None
+    kv_usage: float | None = None
+    running: int | None = None
+    waiting: int | None = None
+    waiting_for_cache: int | None = None
+    preemptions: int | None = None
+    prompt_tokens: int | None = None
+    token_s: float | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether what the limits are made from is there."""
+        return None not in {self.kv_usage, self.running, self.waiting}
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLoad:
+    """What the gate's books say of us: requests with the engine, their tokens, whether limits bind."""
+
+    running: int = 0
+    resident_tokens: int = 0
+    limit_bound: bool = False
+
+
+class EngineCapacity:
+    """
+    The limits as corrected by what the engine shows.
+
+    Args:
+        limits: Where the correction starts from.
+        stale_s: Age at which a reading is unknown, in seconds.
+        starved_from: Requests waiting for cache that count as congestion.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        limits: AdmissionLimits,
+        *,
+        stale_s: float = 3.0,
+        starved_from: int = 5,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limits = limits
+        self._stale_s = stale_s
+        self._starved_from = starved_from
+        self._clock = clock
+        self._last = EngineReading()
+        self._read_s: float | None = None
+        self._kv_tokens = limits.kv_tokens
+        self._starved_before = False
+        self._refused = self._late = False
+        self._token_floor_s: float | None = None
+        self._slow_before = False
+        self._prefill_per_s = 0.0
+        self.correction = MAX_CORRECTION
+        self.foreign_requests = 0.0
+        self.foreign_tokens = 0.0
+
+    @property
+    def kv_tokens(self) -> int | None:
+        """Tokens that the engine's cache holds; None if nobody said."""
+        return self._kv_tokens
+
+    @property
+    def stale(self) -> bool:
+        """Whether the engine had metrics once, and they are missing or old now."""
+        return self._read_s is not None and self._clock() - self._read_s > self._stale_s
+
+    def current(self) -> Capacity:
+        """What may be with the engine now."""
+        limits = self._limits
+        concurrent = our_share(limits.max_concurrent * self.correction, self.foreign_requests)
+        kv_tokens = None
+        if self._kv_tokens is not None:
+            budget = self._kv_tokens * limits.safety * self.correction
+            kv_tokens = int(our_share(budget, self.foreign_tokens))
+        prefill = max(limits.prefill_window_tokens, int(self._prefill_per_s * PREFILL_TARGET_S))
+        return Capacity(kv_tokens, max(1, int(concurrent)), prefill)
+
+    def refused(self) -> None:
+        """The engine itself refused a request of ours."""
+        self._refused = True
+
+    def late(self) -> None:
+        """An answer of ours ran out of time although it had more than they need as a rule."""
+        self._late = True
+
+    def observe(self, reading: EngineReading | None, own: OwnLoad) -> None:
+        """Take one look into account; None if there was no answer, or none that could be read."""
+        now_s = self._clock()
+        if reading is not None and reading.usable:
+            signals = self._compare(reading, own, now_s)
+            self._last, self._read_s = reading, now_s
+        else:
+            # An engine that never had metrics has explicit limits: nothing is unknown about it.
+            known = self._read_s is None or not self.stale
+            signals = Signals(known=known, refused=self._refused, late=self._late)
+        self._refused = self._late = False
+        self.correction = corrected(self.correction, signals)
+
+    def _compare(self, reading: EngineReading, own: OwnLoad, now_s: float) -> Signals:
+        last = self._last
+        if reading.kv_tokens is not None and reading.kv_tokens > 0:
+            self._kv_tokens = reading.kv_tokens
+        self._see_others(reading, own)
+        self._see_prefill(reading, now_s)
+        starved_now = (reading.waiting_for_cache or 0) > self._starved_from
+        starved, self._starved_before = starved_now and self._starved_before, starved_now
+        preempted = (reading.preemptions or 0) - (last.preemptions or 0)
+        return Signals(
+            known=True,
+            # The first reading says what happened before us; a smaller one, that it restarted.
+            preempted=max(0, preempted) if last.preemptions is not None else 0,
+            starved=starved,
+            refused=self._refused,
+            late=self._late,
+            slowed=self._slowed(reading.token_s, own),
+        )
+
+    def _see_others(self, reading: EngineReading, own: OwnLoad) -> None:
+        requests = (reading.running or 0) + (reading.waiting or 0) - own.running
+        self.foreign_requests = _smoothed(
+            self.foreign_requests, requests, self._limits.max_concurrent * DEADBAND
+        )
+        if self._kv_tokens is not None:
+            tokens = (reading.kv_usage or 0.0) * self._kv_tokens - own.resident_tokens
+            self.foreign_tokens = _smoothed(self.foreign_tokens, tokens, self._kv_tokens * DEADBAND)
+
+    def _see_prefill(self, reading: EngineReading, now_s: float) -> None:
+        """The fastest reading of prompts seen of late: most looks fall on a half idle engine."""
+        if reading.prompt_tokens is None or self._last.prompt_tokens is None or not self._read_s:
+            return
+        elapsed_s = now_s - self._read_s
+        tokens = reading.prompt_tokens - self._last.prompt_tokens
+        if elapsed_s >= MIN_SAMPLES_S:  # a restart counts as nothing read
+            self._prefill_per_s = max(tokens / elapsed_s, self._prefill_per_s * 0.98)
+
+    def _slowed(self, token_s: float | None, own: OwnLoad) -> bool:
+        """
+        Whether a token takes twice as long as it used to under a full load.
+
+        Twice in a row: one look can fall on the reading of long prompts. The floor follows: one
+        cut for each slowdown. An engine that has become slower for good is not cured by giving it
+        less and less to do.
+        """
+        if token_s is None or not own.limit_bound:
+            return False
+        if self._token_floor_s is None or token_s < self._token_floor_s:
+            self._token_floor_s, self._slow_before = token_s, False
+            return False
+        slow_now = token_s > SLOWED * self._token_floor_s
+        slow, self._slow_before = slow_now and self._slow_before, slow_now
+        if slow:
+            self._token_floor_s, self._slow_before = token_s, False
+        return slow
+
+
+def _smoothed(before: float, now: float, deadband: float) -> float:
+    seen = now if now > deadband else 0.0
+    return before + SMOOTHING * (seen - before)

@@ -1,0 +1,158 @@
+"""What the gate has learnt: how fast the engine works, how long answers get, how true forecasts were."""
+
+import math
+import statistics
+from collections import deque
+
+QUANTILE = 0.8
+MIN_SAMPLES = 20
+PRIOR_SHARE = 0.5
+"""Share of `max_tokens` that an answer is taken to use while too few have been seen."""
+SUSTAINED_AFTER_S = 5.0
+STREAK_GAP_S = 2.0
+"""A longer time without a refusal ends a streak of them."""
+
+
+class DrainMeter:
+    """
+    Tokens a second that the engine gets done while requests wait for it.
+
+    Idle time is left out: an engine that nobody uses is not slow. Older work counts less, by half
+    every `half_life_s` of busy seconds.
+
+    Args:
+        half_life_s: Seconds.
+        min_busy_s: Busy seconds before the rate is believed.
+    """
+
+    def __init__(self, *, half_life_s: float = 4.0, min_busy_s: float = 0.5) -> None:
+        self._decay_per_s = math.log(2) / half_life_s
+        self._min_busy_s = min_busy_s
+        self._tokens = 0.0
+        self._busy_s = 0.0
+        self._since_s: float | None = None
+
+    def busy(self, now_s: float) -> None:
+        """From now on requests wait."""
+        if self._since_s is None:
+            self._since_s = now_s
+
+    def idle(self, now_s: float) -> None:
+        """From now on nobody waits."""
+        self._advance(now_s)
+        self._since_s = None
+
+    def done(self, tokens: int, now_s: float) -> None:
+        """The engine got `tokens` done."""
+        if self._since_s is not None:
+            self._advance(now_s)
+            self._tokens += tokens
+
+    def tokens_per_s(self, now_s: float) -> float | None:
+        """The rate; None until it is known."""
+        self._advance(now_s)
+        if self._busy_s < self._min_busy_s or not self._tokens:
+            return None
+        return self._tokens / self._busy_s
+
+    def _advance(self, now_s: float) -> None:
+        if self._since_s is None:
+            return
+        elapsed_s = max(0.0, now_s - self._since_s)
+        kept = math.exp(-self._decay_per_s * elapsed_s)
+        self._tokens *= kept
+        # The integral of the weights over the time that has passed keeps the rate unbiased.
+        self._busy_s = self._busy_s * kept + (1 - kept) / self._decay_per_s
+        self._since_s = now_s
+
+
+class OutputLengths:
+    """
+    How long the answers of one route get, in tokens.
+
+    Args:
+        window: Answers that are remembered.
+    """
+
+    def __init__(self, *, window: int = 256) -> None:
+        self._seen: deque[int] = deque(maxlen=window)
+        self._q80: int | None = None
+        self._mean = 0.0
+
+    def learn(self, tokens: int) -> None:
+        """An answer ended with this many."""
+        self._seen.append(tokens)
+        self._q80 = None
+
+    def predict(self, max_tokens: int) -> tuple[int, int]:
+        """(q80, mean) of an answer that may have `max_tokens`; both at least 1."""
+        if len(self._seen) < MIN_SAMPLES:
+            prior = max(1, math.ceil(max_tokens * PRIOR_SHARE))
+            return prior, prior
+        if self._q80 is None:
+            ordered = sorted(self._seen)
+            self._q80 = ordered[math.ceil(QUANTILE * len(ordered)) - 1]
+            self._mean = statistics.fmean(ordered)
+        return (
+            max(1, min(self._q80, max_tokens)),
+            max(1, min(round(self._mean), max_tokens)),
+        )
+
+
+class RefusalStreak:
+    """Whether requests have been refused for so long that a retry only adds to the load."""
+
+    def __init__(self) -> None:
+        self._since_s = self._last_s = float("-inf")
+
+    def refused(self, now_s: float) -> None:
+        """A request was refused."""
+        if now_s - self._last_s > STREAK_GAP_S:
+            self._since_s = now_s
+        self._last_s = now_s
+
+    def sustained(self, now_s: float) -> bool:
+        """Whether refusals have gone on for 5 s, none more than 2 s after the one before."""
+        going_on = now_s - self._last_s <= STREAK_GAP_S
+        return going_on and now_s - self._since_s >= SUSTAINED_AFTER_S
+
+
+class Forecasts:
+    """
+    Whether the Retry-After that refused callers were told was right.
+
+    A refused request is followed as if it had been let in: it would have been served once the work
+    that was ahead of it, and its own, had left the queue.
+
+    Args:
+        window: Forecasts that are remembered.
+    """
+
+    def __init__(self, *, window: int = 512) -> None:
+        self._pending: deque[tuple[float, float, float]] = deque(maxlen=window)
+        self._ratios: deque[float] = deque(maxlen=window)
+        self._left_tokens = 0.0
+
+    def promised(self, wait_s: float, work_tokens: int, now_s: float) -> None:
+        """Somebody was told `wait_s` with this much work up to and with its own."""
+        self._pending.append((self._left_tokens + work_tokens, now_s, wait_s))
+
+    def left(self, work_tokens: int, now_s: float) -> None:
+        """This much work left the queue."""
+        self._left_tokens += work_tokens
+        while self._pending and self._pending[0][0] <= self._left_tokens:
+            _, told_s, wait_s = self._pending.popleft()
+            self._ratios.append(wait_s / max(now_s - told_s, 1e-3))
+
+    def emptied(self) -> None:
+        """Nobody waits any more: what is still pending cannot be judged."""
+        self._pending.clear()
+
+    @property
+    def count(self) -> int:
+        """Forecasts that could be judged."""
+        return len(self._ratios)
+
+    def median_ratio(self) -> float | None:
+        """Told over true, the median; None without any."""
+        return statistics.median(self._ratios) if self._ratios else None

@@ -1,0 +1,202 @@
+"""What the service shows of itself: `/readyz`, `/status`, and gauges read when they are scraped."""
+
+import asyncio
+import time
+from dataclasses import asdict
+from typing import Any
+
+import httpx2
+import psutil
+
+from orchestrator.api.health import Dependency
+from orchestrator.assembly import Components
+from orchestrator.errors import OrchestratorError
+from orchestrator.generation.engines import Engine
+from orchestrator.resilience.circuit_breaker import CircuitBreaker
+
+VERSION = "0.1.0"
+
+
+class StatusPicture:
+    """What `/readyz` and `/status` show."""
+
+    def __init__(self, parts: Components) -> None:
+        self._parts = parts
+        self._started_s = time.monotonic()
+
+    async def dependencies(self) -> dict[str, Dependency]:
+        """How each dependency is."""
+        parts = self._parts
+        return {
+            "engine": self._engine(parts.engine),
+            **{engine.name: self._engine(engine, spare=True) for engine in parts.fallbacks},
+            "embedder": self._embedder(),
+            "store": await self._store(),
+        }
+
+    async def status(self) -> dict[str, Any]:
+        """The whole picture."""
+        parts = self._parts
+        counts = await parts.threads.run(parts.store.counts)
+        dependencies = await self.dependencies()
+        model = parts.engine.monitor.state.model
+        return {
+            "version": VERSION,
+            "uptime_s": round(time.monotonic() - self._started_s, 1),
+            "dependencies": {
+                name: {"status": d.status, "detail": d.detail} for name, d in dependencies.items()
+            },
+            "gate": self._gate(),
+            "breakers": {name: breaker.state for name, breaker in parts.breakers.items()},
+            "engine": {
+                "url": parts.engine.client.base_url,
+                "model": model.id if model else None,
+                "max_model_len": parts.engine.monitor.window_tokens,
+                "exact_token_counts": parts.counter.exact,
+                "model_server": await self._model_server(),
+            },
+            "embedder": {
+                "dimension": parts.embedder.dimension,
+                "dtype": parts.embedder.dtype,
+                "restarts": parts.embedder.restarts,
+            },
+            "documents": {
+                "total": counts.documents,
+                "by_status": counts.by_status,
+                "chunks": counts.chunks,
+                "queued": parts.ingestion.queued,
+                "running": parts.ingestion.running,
+            },
+            "memory": {"rss_bytes": resident_bytes()},
+            "process": {
+                "tasks": len(asyncio.all_tasks()),
+                "open_sockets": len(psutil.Process().net_connections()),
+                "loop_lag_max_s": round(parts.lag.take_max_s(), 4),
+            },
+        }
+
+    def _gate(self) -> dict[str, Any]:
+        parts = self._parts
+        state = asdict(parts.gate.state())
+        ratio, count = state.pop("forecast_ratio"), state.pop("forecasts")
+        return {
+            **state,
+            "max_queued": parts.gate.limits.max_queued,
+            "wait_target_s": parts.gate.limits.wait_target_s,
+            "engine_metrics_stale": parts.gate.capacity.stale,
+            "kv_cache_tokens": parts.gate.capacity.kv_tokens,
+            "forecast": {"median_ratio": ratio, "n": count},
+        }
+
+    def _engine(self, engine: Engine, *, spare: bool = False) -> Dependency:
+        """An engine that only stands in for another is never the reason not to be ready."""
+        state, breaker = engine.monitor.state, self._parts.breakers[engine.name]
+        if state.model is None:
+            return Dependency("degraded" if spare else "down", state.detail)
+        return _by_breaker(breaker)
+
+    def _embedder(self) -> Dependency:
+        if not self._parts.embedder.alive:
+            detail = "The embedder's process is being restarted: searches are by words only."
+            return Dependency("degraded", detail)
+        return _by_breaker(self._parts.breakers["embedder"])
+
+    async def _store(self) -> Dependency:
+        try:
+            await self._parts.threads.run(self._parts.store.check)
+        except OrchestratorError as exc:
+            return Dependency("down", exc.message)
+        return _by_breaker(self._parts.breakers["store"])
+
+    async def _model_server(self) -> dict[str, Any] | None:
+        """What model_server says of itself; None with a foreign engine."""
+        if self._parts.control is None:
+            return None
+        try:
+            state = (await self._parts.control.get("/state")).json()
+        except (httpx2.HTTPError, ValueError) as exc:
+            return {"state": "unknown", "last_error": f"no answer ({type(exc).__name__})"}
+        return dict(state)
+
+
+def _by_breaker(breaker: CircuitBreaker) -> Dependency:
+    if breaker.state == "closed":
+        return Dependency("ok")
+    return Dependency(
+        "degraded",
+        f"It failed too often of late; it is tried again in {breaker.retry_after_s:.0f} s.",
+    )
+
+
+def resident_bytes() -> int:
+    """Memory of this process and of those it started, in bytes."""
+    total = 0
+    me = psutil.Process()
+    for process in (me, *me.children(recursive=True)):
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:  # ended between the two calls
+            continue
+    return total
+
+
+def export_gauges(parts: Components) -> None:
+    """Add the series whose values are read when they are scraped."""
+    gauge = parts.metrics.gauge
+    gauge(
+        "tidegate_requests_running",
+        "Questions that hold a reservation.",
+        lambda: parts.gate.running,
+    )
+    gauge("tidegate_requests_queued", "Questions that wait.", lambda: parts.gate.queued)
+    gauge(
+        "tidegate_engine_ready",
+        "1 while the engine answers, else 0.",
+        lambda: float(parts.engine.monitor.state.model is not None),
+    )
+    gauge(
+        "tidegate_reserved_kv_tokens",
+        "Most tokens of the engine's cache that the admitted questions will hold at once.",
+        lambda: parts.gate.state().reserved_tokens,
+    )
+    gauge(
+        "tidegate_capacity_kv_tokens",
+        "Tokens of the engine's cache that may be reserved now; 0 while unknown.",
+        lambda: parts.gate.capacity.current().kv_tokens or 0,
+    )
+    gauge(
+        "tidegate_capacity_requests",
+        "Questions that may be with the engine now.",
+        lambda: parts.gate.capacity.current().concurrent,
+    )
+    gauge(
+        "tidegate_capacity_correction",
+        "Factor on the limits learnt from the engine's metrics, 0.3 to 1.",
+        lambda: parts.gate.capacity.correction,
+    )
+    gauge(
+        "tidegate_engine_metrics_stale",
+        "1 while the engine's metrics are missing or old, else 0.",
+        lambda: float(parts.gate.capacity.stale),
+    )
+    gauge(
+        "tidegate_brownout",
+        "1 while answers are degraded under load (L1), else 0.",
+        lambda: float(parts.gate.brownout),
+    )
+    gauge(
+        "tidegate_predicted_wait_seconds",
+        "Predicted wait of whoever came last, in seconds; 0 while unknown.",
+        lambda: parts.gate.state().eta_s or 0.0,
+    )
+    parts.metrics.breaker_gauge(parts.breakers)
+    gauge(
+        "tidegate_documents_waiting",
+        "Documents that wait for ingestion.",
+        lambda: parts.ingestion.queued,
+    )
+    gauge(
+        "tidegate_resident_memory_bytes",
+        "Memory of the orchestrator, its parser and its embedder, in bytes.",
+        lambda: float(resident_bytes()),
+    )

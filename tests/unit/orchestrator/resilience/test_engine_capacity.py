@@ -1,0 +1,252 @@
+"""What the engine's own figures do to our limits, and what their absence does."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.resilience.admission_policy import AdmissionLimits
+from orchestrator.resilience.engine_capacity import EngineCapacity, EngineReading, OwnLoad
+
+LIMITS = AdmissionLimits(max_concurrent=100, max_queued=10, wait_target_s=10.0, safety=0.9)
+QUIET = EngineReading(
+    kv_tokens=10_000,
+    kv_usage=0.0,
+    running=0,
+    waiting=0,
+    waiting_for_cache=0,
+    preemptions=0,
+    prompt_tokens=0,
+)
+
+
+class Bench:
+    """A capacity and its clock, looked at once a second."""
+
+    def __init__(self, limits=LIMITS):
+        self.now_s = 100.0
+        self.capacity = EngineCapacity(limits, clock=lambda: self.now_s)
+
+    def look(self, reading, own=None, times=1):
+        for _ in range(times):
+            self.now_s += 1.0
+            self.capacity.observe(reading, own or OwnLoad())
+        return self.capacity
+
+
+@pytest.fixture
+def bench():
+    return Bench()
+
+
+def test_the_engine_says_how_large_its_cache_is(bench):
+    """Its own figure replaces the one in the settings; without either, space is not counted."""
+    assert bench.capacity.current().kv_tokens is None
+    assert bench.look(QUIET).current().kv_tokens == 9000
+    assert bench.capacity.kv_tokens == 10_000
+    configured = Bench(replace(LIMITS, kv_tokens=5000))
+    assert configured.capacity.current().kv_tokens == 4500
+    assert configured.look(replace(QUIET, kv_tokens=None)).current().kv_tokens == 4500
+    assert configured.look(QUIET).current().kv_tokens == 9000
+
+
+def test_an_engine_that_never_had_metrics_keeps_the_configured_limits():
+    """Nothing is unknown about an engine whose limits were written down."""
+    bench = Bench(replace(LIMITS, kv_tokens=5000))
+    bench.look(None, times=100)
+    assert not bench.capacity.stale
+    assert (bench.capacity.correction, bench.capacity.current().kv_tokens) == (1.0, 4500)
+
+
+@pytest.mark.parametrize(
+    "silent",
+    [
+        None,
+        EngineReading(),
+        replace(QUIET, kv_usage=None),
+        replace(QUIET, running=None),
+        replace(QUIET, waiting=None),
+    ],
+)
+def test_metrics_that_stop_are_unknown_and_not_idle(bench, silent):
+    """After 3 s without a whole reading the limits sink to half, an alarm is up, and no further."""
+    bench.look(replace(QUIET, kv_usage=0.4, running=40), OwnLoad(), times=30)
+    foreign = bench.capacity.foreign_tokens
+    assert foreign > 3900
+    bench.look(silent, times=3)
+    assert not bench.capacity.stale
+    assert bench.capacity.correction == 1.0
+    bench.look(silent)
+    assert bench.capacity.stale
+    assert bench.capacity.correction == pytest.approx(0.9)
+    bench.look(silent, times=100)
+    assert bench.capacity.correction == 0.5
+    assert bench.capacity.foreign_tokens == foreign
+    assert not bench.look(QUIET).stale
+    assert bench.look(QUIET, times=30).correction == 1.0
+
+
+def test_preemptions_cut_the_limits(bench):
+    """Each look that shows new ones takes 15 %; those before the first look are not ours."""
+    bench.look(replace(QUIET, preemptions=7))
+    assert bench.capacity.correction == 1.0
+    bench.look(replace(QUIET, preemptions=8))
+    assert bench.capacity.correction == pytest.approx(0.85)
+    assert bench.capacity.current().kv_tokens == int(9000 * 0.85)
+    assert bench.capacity.current().concurrent == 85
+
+
+def test_one_request_may_always_go():
+    """However far the limits are cut, the door does not close for good."""
+    bench = Bench(replace(LIMITS, max_concurrent=1))
+    for count in range(20):
+        bench.look(replace(QUIET, preemptions=count, running=50))
+    assert bench.capacity.correction == 0.3
+    assert bench.capacity.current().concurrent == 1
+
+
+def test_a_restarted_engine_is_not_congested(bench):
+    """Counters that go down are a new beginning."""
+    bench.look(replace(QUIET, preemptions=50, prompt_tokens=10**6))
+    bench.look(replace(QUIET, preemptions=3, prompt_tokens=10))
+    assert bench.capacity.correction == 1.0
+    bench.look(replace(QUIET, preemptions=4, prompt_tokens=10))
+    assert bench.capacity.correction == pytest.approx(0.85)
+
+
+def test_requests_that_wait_for_cache_twice_in_a_row_cut_the_limits(bench):
+    """One look can fall on a moment; six waiting at two looks cannot."""
+    starved, few = replace(QUIET, waiting_for_cache=6), replace(QUIET, waiting_for_cache=5)
+    bench.look(few, times=5)
+    bench.look(starved)
+    bench.look(few)
+    bench.look(starved)
+    assert bench.capacity.correction == 1.0
+    bench.look(starved)
+    assert bench.capacity.correction == pytest.approx(0.85)
+
+
+@pytest.mark.parametrize("sign", ["refused", "late"])
+@pytest.mark.parametrize("reading", [QUIET, None])
+def test_what_our_own_requests_met_cuts_the_limits_once(bench, sign, reading):
+    """A refusal by the engine, or a late answer, counts at the next look, also without metrics."""
+    bench.look(QUIET)
+    getattr(bench.capacity, sign)()
+    assert bench.look(reading).correction == pytest.approx(0.85)
+    assert bench.look(QUIET).correction == pytest.approx(0.87)
+
+
+def test_a_slowdown_cuts_the_limits_once():
+    """Tokens that take twice as long at two looks are one cut; a slower engine stays usable."""
+    bench, full = Bench(), OwnLoad(limit_bound=True)
+    bench.look(replace(QUIET, token_s=0.02), full, times=5)
+    bench.look(replace(QUIET, token_s=0.2), full)
+    bench.look(replace(QUIET, token_s=0.03), full)
+    bench.look(replace(QUIET, token_s=0.2), full)
+    assert bench.capacity.correction == 1.0
+    bench.look(replace(QUIET, token_s=0.2), full)
+    assert bench.capacity.correction == pytest.approx(0.85)
+    bench.look(replace(QUIET, token_s=0.2), full, times=30)
+    assert bench.capacity.correction == 1.0
+
+
+def test_slow_tokens_without_a_queue_say_nothing():
+    """Long pauses on an engine that is not full are the callers' mix."""
+    bench = Bench()
+    bench.look(replace(QUIET, token_s=0.02), OwnLoad(limit_bound=True))
+    for _ in range(3):
+        bench.look(replace(QUIET, token_s=0.2), OwnLoad())
+        assert bench.capacity.correction == 1.0
+    bench.look(replace(QUIET, token_s=None), OwnLoad(limit_bound=True))
+    assert bench.capacity.correction == 1.0
+
+
+def test_others_take_their_share(bench):
+    """What the engine holds beyond our books is somebody else's, smoothed over some looks."""
+    own = OwnLoad(running=10, resident_tokens=2000)
+    crowd = replace(QUIET, kv_usage=0.5, running=35, waiting=5)
+    bench.look(crowd, own)
+    assert bench.capacity.foreign_tokens == pytest.approx(0.3 * 3000)
+    bench.look(crowd, own, times=30)
+    assert bench.capacity.foreign_tokens == pytest.approx(3000, rel=0.01)
+    assert bench.capacity.foreign_requests == pytest.approx(30, rel=0.01)
+    assert bench.capacity.current().kv_tokens == pytest.approx(6000, rel=0.01)
+    assert bench.capacity.current().concurrent == pytest.approx(70, abs=1)
+    bench.look(QUIET, times=30)
+    assert bench.capacity.current().kv_tokens == pytest.approx(9000, rel=0.01)
+
+
+def test_noise_is_nobody(bench):
+    """A tenth more than our books, or less than them, is blocks half filled and requests ending."""
+    own = OwnLoad(running=10, resident_tokens=2000)
+    for kv_usage, running in ((0.3, 20), (0.1, 5)):
+        bench.look(replace(QUIET, kv_usage=kv_usage, running=running), own, times=10)
+    assert (bench.capacity.foreign_tokens, bench.capacity.foreign_requests) == (0.0, 0.0)
+
+
+def test_the_prompt_window_grows_with_how_fast_prompts_are_read(bench):
+    """One second's worth of reading at its fastest, and never less than configured."""
+    assert bench.look(QUIET).current().prefill_tokens == LIMITS.prefill_window_tokens
+    bench.look(replace(QUIET, prompt_tokens=20_000))
+    assert bench.capacity.current().prefill_tokens == 20_000
+    bench.look(replace(QUIET, prompt_tokens=20_100))
+    assert bench.capacity.current().prefill_tokens == 19_600
+    bench.look(replace(QUIET, prompt_tokens=20_100), times=200)
+    assert bench.capacity.current().prefill_tokens == LIMITS.prefill_window_tokens
+
+
+NUMBER = st.none() | st.integers(-10, 10**9)
+GARBAGE = st.none() | st.builds(
+    EngineReading,
+    kv_tokens=NUMBER,
+    kv_usage=st.none() | st.floats(-1e3, 1e6, allow_nan=False),
+    running=NUMBER,
+    waiting=NUMBER,
+    waiting_for_cache=NUMBER,
+    preemptions=NUMBER,
+    prompt_tokens=NUMBER,
+    token_s=st.none() | st.floats(0, 1e9, allow_nan=False),
+)
+
+
+@settings(max_examples=400)
+@given(st.lists(st.tuples(GARBAGE, st.booleans()), max_size=30))
+def test_garbage_never_takes_the_limits_out_of_their_range(looks):
+    """Whatever the metrics say, at least one request may go, and never more than configured."""
+    bench = Bench()
+    for reading, bound in looks:
+        bench.look(reading, OwnLoad(5, 1000, bound))
+        current = bench.capacity.current()
+        assert 1 <= current.concurrent <= LIMITS.max_concurrent
+        assert current.prefill_tokens >= LIMITS.prefill_window_tokens
+        if current.kv_tokens is not None:
+            assert 0 <= current.kv_tokens <= bench.capacity.kv_tokens * LIMITS.safety
+
+
+@pytest.mark.parametrize("start", [(9000, 0), (0, 9000), (9000, 9000), (3000, 0)])
+def test_two_gates_settle_at_half_each(start):
+    """Each sends what it may and sees the other only in the engine's gauges and its queue."""
+    sides = [Bench(replace(LIMITS, max_concurrent=1000)) for _ in start]
+    sent, inside = list(start), [min(tokens, 5000) for tokens in start]
+    for _ in range(120):
+        waiting = sum(sent) - sum(inside)
+        reading = replace(
+            QUIET,
+            kv_usage=sum(inside) / 10_000,
+            running=sum(inside) // 100,
+            waiting=waiting // 100,
+            waiting_for_cache=waiting // 100,
+        )
+        for index, side in enumerate(sides):
+            side.look(reading, OwnLoad(sent[index] // 100, sent[index], limit_bound=True))
+            # A tenth of what is inside ends each second, and is replaced as far as we may.
+            ended = inside[index] // 10
+            inside[index] -= ended
+            sent[index] = max(sent[index] - ended, side.capacity.current().kv_tokens)
+        free = 10_000 - sum(inside)
+        wanted = [mine - held for mine, held in zip(sent, inside, strict=True)]
+        for index, want in enumerate(wanted):
+            inside[index] += min(want, free * want // max(1, sum(wanted)))
+    assert sum(sent) <= 11_000
+    assert min(sent) >= 0.45 * sum(sent)

@@ -1,0 +1,170 @@
+"""What the gate learns: the engine's speed, the length of answers, how true its forecasts were."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.resilience.load_estimates import (
+    MIN_SAMPLES,
+    DrainMeter,
+    Forecasts,
+    OutputLengths,
+    RefusalStreak,
+)
+
+
+def work(meter, per_s, seconds, start_s, *, step_s=0.1):
+    """A steady rate for some seconds; the time it ends."""
+    for step in range(1, round(seconds / step_s) + 1):
+        meter.done(round(per_s * step_s), start_s + step * step_s)
+    return start_s + seconds
+
+
+def test_the_rate_is_unknown_until_requests_have_waited():
+    """Work on an engine that nobody waits for says nothing about how fast it can be."""
+    meter = DrainMeter()
+    work(meter, 1000, 5, 0.0)
+    assert meter.tokens_per_s(5.0) is None
+    meter.busy(5.0)
+    meter.done(100, 5.1)
+    assert meter.tokens_per_s(5.1) is None
+    work(meter, 1000, 1, 5.1)
+    assert meter.tokens_per_s(6.1) == pytest.approx(1000, rel=0.05)
+
+
+def test_nothing_done_is_not_a_rate():
+    """A queue before an engine that gives nothing predicts no wait rather than an endless one."""
+    meter = DrainMeter()
+    meter.busy(0.0)
+    assert meter.tokens_per_s(10.0) is None
+
+
+@given(st.integers(100, 20_000), st.floats(1, 60))
+def test_a_steady_rate_is_measured_without_bias(per_s, seconds):
+    """From the first second on the estimate is the true rate, however short the history."""
+    meter = DrainMeter()
+    meter.busy(0.0)
+    end_s = work(meter, per_s, seconds, 0.0)
+    assert meter.tokens_per_s(end_s) == pytest.approx(per_s, rel=0.1)
+
+
+def test_idle_time_does_not_count():
+    """An hour without anybody waiting leaves the rate as it was."""
+    meter = DrainMeter()
+    meter.busy(0.0)
+    before = meter.tokens_per_s(work(meter, 1000, 10, 0.0))
+    meter.idle(10.0)
+    meter.done(5, 1800.0)
+    assert meter.tokens_per_s(3600.0) == before
+    meter.busy(3600.0)
+    assert meter.tokens_per_s(3600.0) == before
+
+
+@pytest.mark.parametrize(("before", "after"), [(5000, 500), (500, 5000)])
+def test_a_tenfold_change_is_followed_within_two_half_lives(before, after):
+    """Two half-lives after a step in speed three quarters of the way are gone."""
+    meter = DrainMeter(half_life_s=4.0)
+    meter.busy(0.0)
+    end_s = work(meter, after, 8, work(meter, before, 60, 0.0))
+    rate = meter.tokens_per_s(end_s)
+    assert abs(rate - after) <= 0.27 * abs(before - after)
+
+
+def test_busy_twice_and_idle_twice_change_nothing():
+    """Whoever says it again is not counted again, and time that has passed is not lost."""
+    rates = []
+    for again in (False, True):
+        meter = DrainMeter()
+        meter.busy(0.0)
+        meter.done(1000, 1.0)
+        if again:
+            meter.busy(2.0)
+        meter.done(1000, 3.0)
+        meter.idle(4.0)
+        if again:
+            meter.idle(5.0)
+        rates.append(meter.tokens_per_s(9.0))
+    assert rates[0] == pytest.approx(rates[1])
+
+
+def test_answers_are_foretold_from_the_limit_until_enough_were_seen():
+    """Half of max_tokens, never less than one token."""
+    lengths = OutputLengths()
+    for _ in range(MIN_SAMPLES - 1):
+        lengths.learn(10)
+    assert lengths.predict(400) == (200, 200)
+    assert lengths.predict(1) == (1, 1)
+    lengths.learn(10)
+    assert lengths.predict(400) == (10, 10)
+
+
+def test_four_in_five_answers_stay_below_the_foretold_length():
+    """q80 and mean of what was seen, cut off at what the request may have."""
+    lengths = OutputLengths()
+    for tokens in range(1, 101):
+        lengths.learn(tokens)
+    assert lengths.predict(1000) == (80, 50)
+    assert lengths.predict(30) == (30, 30)
+
+
+def test_old_answers_are_forgotten():
+    """Only the last window counts."""
+    lengths = OutputLengths(window=20)
+    for _ in range(50):
+        lengths.learn(1000)
+    assert lengths.predict(4096) == (1000, 1000)
+    for _ in range(20):
+        lengths.learn(10)
+    assert lengths.predict(4096) == (10, 10)
+
+
+def test_an_empty_answer_is_foretold_as_one_token():
+    """Nothing is ever reserved for nothing."""
+    lengths = OutputLengths()
+    for _ in range(MIN_SAMPLES):
+        lengths.learn(0)
+    assert lengths.predict(100) == (1, 1)
+
+
+def test_a_forecast_is_judged_when_its_work_has_left_the_queue():
+    """Told over true: 10 s told, 5 s true is 2."""
+    forecasts = Forecasts()
+    assert forecasts.median_ratio() is None
+    forecasts.promised(10.0, 300, now_s=100.0)
+    forecasts.left(299, now_s=104.0)
+    assert forecasts.count == 0
+    forecasts.left(1, now_s=105.0)
+    assert (forecasts.count, forecasts.median_ratio()) == (1, 2.0)
+
+
+def test_the_middle_forecast_counts():
+    """One forecast that was far off does not spoil the figure."""
+    forecasts = Forecasts()
+    for told_s in (4.0, 5.0, 500.0):
+        forecasts.promised(told_s, 100, now_s=0.0)
+    forecasts.left(100, now_s=5.0)
+    assert forecasts.median_ratio() == 1.0
+
+
+def test_what_an_empty_queue_cannot_judge_is_dropped():
+    """Once nobody waits, nobody knows when the refused would have been served."""
+    forecasts = Forecasts()
+    forecasts.promised(10.0, 300, now_s=0.0)
+    forecasts.emptied()
+    forecasts.left(1000, now_s=500.0)
+    assert forecasts.count == 0
+
+
+def test_overload_is_sustained_after_five_seconds_of_refusals():
+    """Not by a single burst, and not any more two seconds after the last refusal."""
+    streak = RefusalStreak()
+    assert not streak.sustained(0.0)
+    for now_s in (10.0, 11.0, 12.5, 14.0):
+        streak.refused(now_s)
+        assert not streak.sustained(now_s)
+    streak.refused(15.0)
+    assert streak.sustained(15.0)
+    assert streak.sustained(17.0)
+    assert not streak.sustained(17.1)
+    streak.refused(18.0)
+    assert not streak.sustained(18.0)
