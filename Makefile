@@ -14,8 +14,9 @@ SENTENCES := $(BIN)/interrogate --fail-under 100 --whitelist-regex '^test_'
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-integration test-contract check loadtest costs nasty quality \
-        setup setup-dev model lock docs clean
+.PHONY: help run test test-unit simulation test-integration test-contract check loadtest costs relay \
+        overload seed-attack nasty quality \
+        setup setup-dev model lock docs clean safeguards
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +30,7 @@ run: setup ## start model_server, vLLM and the orchestrator; Ctrl-C stops them
 
 test: setup-dev model ## every test, real vLLM included, fast ones first
 	@failed=""; \
-	for stage in test-unit test-integration test-contract; do \
+	for stage in test-unit simulation test-integration test-contract; do \
 	    $(MAKE) $$stage || failed="$$failed $$stage"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi; \
@@ -39,6 +40,10 @@ test-unit: setup-dev ## no socket, no sleep: seconds
 	@echo "== unit"
 	@$(BIN)/pytest -q tests/unit
 
+simulation: setup-dev ## the gate against a model of an engine, in virtual time; prints the table
+	@echo "== simulation"
+	@$(BIN)/pytest -q -s tests/simulation
+
 test-integration: setup-dev ## real processes and loopback sockets
 	@echo "== integration"
 	@$(BIN)/pytest -q tests/integration
@@ -46,6 +51,9 @@ test-integration: setup-dev ## real processes and loopback sockets
 test-contract: setup-dev model ## real vLLM on this machine, the openai client
 	@echo "== contract"
 	@$(BIN)/pytest -q tests/contract
+
+safeguards: setup-dev ## take out each of the ten safeguards, and show that a test notices
+	@exec $(BIN)/python -m tests.safeguards
 
 check: setup-dev ## format, lint, types, import contracts, test sentences, containers, docs
 	@$(BIN)/ruff format --quiet --check . || { echo "fix with: $(BIN)/ruff format ."; exit 1; }
@@ -62,7 +70,19 @@ check: setup-dev ## format, lint, types, import contracts, test sentences, conta
 loadtest: costs ## the table of costs
 
 costs: setup-dev model ## what /ask adds, pages a second (PDFS=<folder>), start-up times
-	@exec $(BIN)/python loadtest/costs.py $(if $(PDFS),--pdfs "$(PDFS)")
+	@exec $(BIN)/python -m loadtest.costs $(if $(PDFS),--pdfs "$(PDFS)")
+
+relay: setup-dev ## chunks a second that one core relays, from an engine to its clients
+	@exec $(BIN)/python loadtest/relay.py
+
+overload: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## tidegate against baselines: ENGINE=simulator|vllm SCENARIO=all REPEATS=3 SECONDS=40
+	@exec $(BIN)/python -m loadtest.overload --engine $(or $(ENGINE),simulator) \
+	    $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(REPEATS),--repeats $(REPEATS)) \
+	    $(if $(SECONDS),--seconds $(SECONDS)) $(if $(OUT),--out "$(OUT)")
+
+seed-attack: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## ten long questions at once, and who suffers: ENGINE=simulator|vllm or URL=
+	@exec $(BIN)/python -m loadtest.seed_attack --engine $(or $(ENGINE),simulator) \
+	    $(if $(URL),--url "$(URL)")
 
 nasty: setup-dev ## upload every file of PDFS=<folder>, count the outcomes
 	@test -n "$(PDFS)" || { echo "say which files: make nasty PDFS=<folder>"; exit 2; }

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.child_process import Program
+from deploy.setup_environments import detect_device
+from model_server.planner import DEFAULT_NUM_SEQS
+
+LOOKAHEAD = 4
+"""Questions let in beyond the engine's batch, so that it never waits for a retrieval."""
 
 BUNDLED_NAME = "smollm2-135m-instruct"
 MAX_PORT = 65535
@@ -31,6 +36,7 @@ class StackOptions:
         tokenizer: Of an external engine's model; "" if not known.
         data_dir: Holds everything that outlives the processes.
         device: "cpu" or "gpu" if one of them is wanted; "" for what the machine has.
+        installed_device: Which of the two the engine was installed for.
     """
 
     root: Path
@@ -43,6 +49,7 @@ class StackOptions:
     control_port: int
     data_dir: Path
     device: str = ""
+    installed_device: str = "cpu"
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], *, root: Path) -> "StackOptions":
@@ -68,6 +75,7 @@ class StackOptions:
             control_port=port_from(environ, "CONTROL_PORT", 8081),
             data_dir=Path(environ.get("DATA_DIR") or root / ".data").expanduser().resolve(),
             device=environ.get("DEVICE", ""),
+            installed_device=detect_device(environ),
         )
 
     @property
@@ -124,11 +132,23 @@ class StackOptions:
             Program(
                 name="orchestrator",
                 command=(sys.executable, "-m", "orchestrator", "serve"),
-                environment=inherited | self._orchestrator_settings(model, embedder),
+                environment=self._places(inherited)
+                | inherited
+                | self._orchestrator_settings(model, embedder),
                 log=logs / "orchestrator.log",
             )
         )
         return programs
+
+    def _places(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """How many questions may be with an engine of ours: its batch, and a few more."""
+        if not self.starts_engine:
+            return {}
+        device = "cuda" if self.installed_device == "gpu" else "cpu"
+        batch = inherited.get("MODEL_SERVER_MAX_NUM_SEQS") or str(DEFAULT_NUM_SEQS[device])
+        if not batch.isdecimal():
+            return {}  # model_server will say what is wrong with it
+        return {"ORCHESTRATOR_MAX_CONCURRENT_REQUESTS": str(int(batch) + LOOKAHEAD)}
 
     def _model_server_settings(self, model: Path, logs: Path) -> dict[str, str]:
         # A hub id is the name that people know a model by; a folder's own name otherwise.

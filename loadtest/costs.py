@@ -12,9 +12,7 @@ Starts the stack on free ports with an empty data folder, and measures
 
 import argparse
 import os
-import platform
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -29,10 +27,10 @@ from typing import Any
 import httpx2
 from pypdf import PdfReader, PdfWriter
 
+from loadtest.programs import ROOT, commit, free_port, machine
 from orchestrator.domain import ChunkId, DocumentId, Message, Passage
 from orchestrator.generation.prompt import assemble
 
-ROOT = Path(__file__).parent.parent
 START_S = 600.0
 ANSWER_TOKENS = 32
 QUESTIONS = (
@@ -60,7 +58,7 @@ class Latency:
 @contextmanager
 def stack(folder: Path) -> Iterator[tuple[str, str, float]]:
     """The real stack: the orchestrator's address, the engine's, and seconds until ready."""
-    ports = {name: _free_port() for name in ("PORT", "ENGINE_PORT", "CONTROL_PORT")}
+    ports = {name: free_port() for name in ("PORT", "ENGINE_PORT", "CONTROL_PORT")}
     environment = {**os.environ, "DATA_DIR": str(folder), **{k: str(v) for k, v in ports.items()}}
     began = time.monotonic()
     process = subprocess.Popen(
@@ -151,7 +149,7 @@ def _print_table(
     added = measured.added_ms()
     p99 = added[min(len(added) - 1, round(0.99 * len(added)))]
     share = statistics.median(measured.ours_ms) / statistics.median(measured.direct_ms)
-    print(f"\n{_machine()}, commit {_commit()}\n")
+    print(f"\n{machine()}, no GPU used, commit {commit()}\n")
     print("| what | figure |")
     print("|---|---|")
     print(
@@ -217,32 +215,6 @@ def _direct(engine: httpx2.Client, model: str, prompt: list[Message]) -> float:
     with engine.stream("POST", "/v1/chat/completions", json=body) as response:
         response.read()
     return (time.perf_counter() - began) * 1000
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _machine() -> str:
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{len(names)} cores of {names[0] if names else platform.machine()}, no GPU used"
-
-
-def _commit() -> str:
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ from model_server.memory import (
     whole_blocks,
 )
 
+DEFAULT_NUM_SEQS = {"cpu": 32, "cuda": 256}
+"""Sequences in one batch, unless a goal says otherwise."""
+
 _CPU_RUNTIME_BYTES = 2 * GIB
 """
 What vLLM's three processes take besides weights and KV cache: Python, torch, the tokenizer, buffers.
@@ -178,7 +181,7 @@ def make_plan(*, device: Device, shape: ModelShape, goals: Goals) -> Plan:
         DoesNotFit: If the memory does not reach for one sequence of full length; with the sums.
     """
     length = _max_model_len(device, shape, goals)
-    seqs = goals.max_num_seqs or (32 if device.kind == "cpu" else 256)
+    seqs = goals.max_num_seqs or DEFAULT_NUM_SEQS[device.kind]
     batched = max(8192 if _is_large(device) else 2048, seqs)
     sums = _sums(device, shape, goals, batched=batched, seqs=seqs)
     kv_bytes, kv_tokens = _kv_cache(device, shape, goals, sums, length=length, seqs=seqs)

@@ -335,7 +335,6 @@ def _reading(found: EngineMetrics, before: EngineMetrics) -> EngineReading:
         waiting=found.waiting,
         waiting_for_cache=found.waiting_capacity,
         preemptions=found.preemptions_total,
-        prompt_tokens=found.prompt_tokens_total,
         token_s=found.median_inter_token_s(before),
     )
 

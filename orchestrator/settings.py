@@ -68,11 +68,11 @@ class Settings(BaseSettings):
 
     # --- admission
     max_concurrent_requests: int = Field(
-        36,
+        256,
         ge=1,
-        description="Questions that may be with the engine at once: its batch (vLLM's "
-        "--max-num-seqs, 32 as planned by default) and a few more, so that it never waits for a "
-        "retrieval. Its KV cache usually binds first.",
+        description="Questions that may be with the engine at once, at most: its batch (vLLM's "
+        "--max-num-seqs, which is in no metric) and a few more, so that it never waits for a "
+        "retrieval. `make run` sets it by what is planned. The KV cache binds first as a rule.",
     )
     max_queued_requests: int = Field(
         256,
@@ -105,7 +105,7 @@ class Settings(BaseSettings):
         4096,
         gt=0,
         description="Prompt tokens that may be with the engine before their first token; raised by "
-        "itself to what the engine is seen to read in a second.",
+        "itself while first tokens come within a second.",
     )
     brownout_at: float = Field(
         0.4,

@@ -260,13 +260,16 @@ class QueryPipeline:
                 if ticket is not None:
                     self._gate.progress(ticket, chunk.tokens)
                 shown = draft.add(chunk)
-                if not announced:
+                if not announced and chunk.tokens:
                     # Not before: until the engine has answered, another one may.
                     announced = True
                     watch.first_token()
                     yield Sources(prompt.passages, draft.degraded)
                 if shown:
                     yield Token(shown)
+        if not announced:  # an answer without a single token
+            watch.first_token()
+            yield Sources(prompt.passages, draft.degraded)
         if ticket is not None:
             ticket.finished = True
         if rest := draft.close():

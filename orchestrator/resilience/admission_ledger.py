@@ -41,6 +41,7 @@ class Ticket:
     Attributes:
         demand: What it needs; exact once its prompt is assembled.
         granted: Whether the reservation is held.
+        sent_s: When it was handed to the engine, as far as is known.
         waited_s: Seconds between its arrival and its reservation.
         produced: Tokens of the answer so far.
         waiting: How the queue's order sees it.
@@ -61,6 +62,7 @@ class Ticket:
         "prefilled",
         "produced",
         "route",
+        "sent_s",
         "waited_s",
         "waiting",
     )
@@ -75,6 +77,7 @@ class Ticket:
         self.deadline_s = deadline_s
         self.waiting = self._in_order(deadline_s)
         self.granted_s: float | None = None
+        self.sent_s = 0.0
         self.waited_s = 0.0
         self.produced = 0
         self.prefilled = False
@@ -94,6 +97,7 @@ class Ticket:
         if self.granted_s is None:
             self.waited_s = now_s - self.arrived_s
         self.granted, self.granted_s = True, now_s
+        self.sent_s = now_s
         self._woken.set()
 
     def revoke(self) -> None:
@@ -236,6 +240,7 @@ class AdmissionLedger:
             return
         ticket.prefilled = True
         self._drain.done(tokens + ticket.demand.prompt_tokens, now_s)
+        self._capacity.first_token(now_s - ticket.sent_s)
         if ticket.granted_s is not None:
             took_s = now_s - ticket.granted_s
             self.service_s += SERVICE_SMOOTHING * (took_s - self.service_s)
@@ -250,6 +255,7 @@ class AdmissionLedger:
         if not grown or self._fits(ticket):
             self._charge(ticket)
             self._live[ticket] = None
+            ticket.sent_s = now_s
             self.dispatch(now_s)
             return True
         ticket.revoke()

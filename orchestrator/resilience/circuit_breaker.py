@@ -35,6 +35,8 @@ class BreakerPolicy:
         min_calls: Results without which no rate is believed.
         failure_rate: Share of failures that opens.
         slow_rate: Share of slow successes that opens.
+        in_a_row: Failures without a success between them that open at once: after healthy traffic
+            a window takes half its length to show that nothing works any more.
         open_s: How long it is left alone at first, in seconds; doubled by each failed probe.
         max_open_s: Longest that it is left alone, in seconds.
     """
@@ -43,13 +45,14 @@ class BreakerPolicy:
     min_calls: int = 10
     failure_rate: float = 0.5
     slow_rate: float = 0.8
+    in_a_row: int = 10
     open_s: float = 5.0
     max_open_s: float = 60.0
 
     def __post_init__(self) -> None:
         rates = 0 < self.failure_rate <= 1 and 0 < self.slow_rate <= 1
         times = self.window_s > 0 and 0 < self.open_s <= self.max_open_s
-        if not (rates and times and self.min_calls >= 1):
+        if not (rates and times and min(self.min_calls, self.in_a_row) >= 1):
             raise ValueError(f"not usable as a breaker policy: {self!r}")
 
 
@@ -156,6 +159,7 @@ class CircuitBreaker:
         self._open_s = policy.open_s
         self._open_until_s = 0.0
         self._probing = False
+        self._in_a_row = 0
 
     @property
     def state(self) -> State:
@@ -238,6 +242,7 @@ class CircuitBreaker:
         if result is None:
             return
         self._window.add(result, self._clock())
+        self._in_a_row = self._in_a_row + 1 if result.failures else 0
         if self._tripped():
             self._open(self._policy.open_s)
 
@@ -255,6 +260,8 @@ class CircuitBreaker:
         total, policy = self._window.total, self._policy
         if total.calls >= CERTAIN_CALLS and total.failures == total.calls:
             return True
+        if self._in_a_row >= policy.in_a_row:
+            return True
         return total.calls >= policy.min_calls and (
             total.failures >= policy.failure_rate * total.calls
             or total.slow >= policy.slow_rate * total.calls
@@ -271,6 +278,7 @@ class CircuitBreaker:
         self._era += 1
         self._window = _Window(self._policy.window_s)
         self._probing = False
+        self._in_a_row = 0
 
     def _change(self, state: State) -> None:
         self._state = state

@@ -22,10 +22,13 @@ from orchestrator.resilience.admission_policy import (
 SMOOTHING = 0.3
 DEADBAND = 0.1
 """Share of a limit below which others are noise: blocks half filled, a request just ended."""
-PREFILL_TARGET_S = 1.0
-"""Prompt tokens that the engine can read in this time may wait in it."""
+FIRST_TOKEN_TARGET_S = 1.0
+"""While first tokens come within this time of sending, more prompts may be with the engine."""
+WIDEN, NARROW = 1.5, 0.8
+MAX_WINDOW_TOKENS = 1 << 20
+CROWDED = 0.8
+"""Share of the cache in use from which requests that wait in the engine wait for the cache."""
 SLOWED = 2.0
-MIN_SAMPLES_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,6 @@ class EngineReading:
         waiting: Requests in its queue.
         waiting_for_cache: Those of them that wait for room in the cache.
         preemptions: Requests thrown out of the cache since it started.
-        prompt_tokens: Prompt tokens read since it started.
         token_s: Median time between two tokens since the last look.
     """
 
@@ -50,7 +52,6 @@ class EngineReading:
     waiting: int | None = None
     waiting_for_cache: int | None = None
     preemptions: int | None = None
-    prompt_tokens: int | None = None
     token_s: float | None = None
 
     @property
@@ -71,6 +72,9 @@ class OwnLoad:
 class EngineCapacity:
     """
     The limits as corrected by what the engine shows.
+
+    Attributes:
+        correction: Factor on all limits, 0.3 to 1.
 
     Args:
         limits: Where the correction starts from.
@@ -98,7 +102,9 @@ class EngineCapacity:
         self._refused = self._late = False
         self._token_floor_s: float | None = None
         self._slow_before = False
-        self._prefill_per_s = 0.0
+        self._floor_running = 0
+        self._window_tokens = float(limits.prefill_window_tokens)
+        self._first_tokens_s: list[float] = []
         self.correction = MAX_CORRECTION
         self.foreign_requests = 0.0
         self.foreign_tokens = 0.0
@@ -121,12 +127,15 @@ class EngineCapacity:
         if self._kv_tokens is not None:
             budget = self._kv_tokens * limits.safety * self.correction
             kv_tokens = int(our_share(budget, self.foreign_tokens))
-        prefill = max(limits.prefill_window_tokens, int(self._prefill_per_s * PREFILL_TARGET_S))
-        return Capacity(kv_tokens, max(1, int(concurrent)), prefill)
+        return Capacity(kv_tokens, max(1, int(concurrent)), int(self._window_tokens))
 
     def refused(self) -> None:
         """The engine itself refused a request of ours."""
         self._refused = True
+
+    def first_token(self, took_s: float) -> None:
+        """The engine began an answer of ours so long after it was sent."""
+        self._first_tokens_s.append(took_s)
 
     def late(self) -> None:
         """An answer of ours ran out of time although it had more than they need as a rule."""
@@ -135,8 +144,9 @@ class EngineCapacity:
     def observe(self, reading: EngineReading | None, own: OwnLoad) -> None:
         """Take one look into account; None if there was no answer, or none that could be read."""
         now_s = self._clock()
+        self._fit_window(own)
         if reading is not None and reading.usable:
-            signals = self._compare(reading, own, now_s)
+            signals = self._compare(reading, own)
             self._last, self._read_s = reading, now_s
         else:
             # An engine that never had metrics has explicit limits: nothing is unknown about it.
@@ -145,20 +155,23 @@ class EngineCapacity:
         self._refused = self._late = False
         self.correction = corrected(self.correction, signals)
 
-    def _compare(self, reading: EngineReading, own: OwnLoad, now_s: float) -> Signals:
+    def _compare(self, reading: EngineReading, own: OwnLoad) -> Signals:
         last = self._last
         if reading.kv_tokens is not None and reading.kv_tokens > 0:
             self._kv_tokens = reading.kv_tokens
         self._see_others(reading, own)
-        self._see_prefill(reading, now_s)
-        starved_now = (reading.waiting_for_cache or 0) > self._starved_from
+        crowded = (reading.kv_usage or 0.0) >= CROWDED  # else they wait for their prompts' turn
+        starved_now = crowded and (reading.waiting_for_cache or 0) > self._starved_from
         starved, self._starved_before = starved_now and self._starved_before, starved_now
         preempted = (reading.preemptions or 0) - (last.preemptions or 0)
+        ours = (
+            own.running > 0
+        )  # a crowd that we are not in does not get smaller by our staying away
         return Signals(
             known=True,
             # The first reading says what happened before us; a smaller one, that it restarted.
-            preempted=max(0, preempted) if last.preemptions is not None else 0,
-            starved=starved,
+            preempted=max(0, preempted) if ours and last.preemptions is not None else 0,
+            starved=ours and starved,
             refused=self._refused,
             late=self._late,
             slowed=self._slowed(reading.token_s, own),
@@ -173,32 +186,42 @@ class EngineCapacity:
             tokens = (reading.kv_usage or 0.0) * self._kv_tokens - own.resident_tokens
             self.foreign_tokens = _smoothed(self.foreign_tokens, tokens, self._kv_tokens * DEADBAND)
 
-    def _see_prefill(self, reading: EngineReading, now_s: float) -> None:
-        """The fastest reading of prompts seen of late: most looks fall on a half idle engine."""
-        if reading.prompt_tokens is None or self._last.prompt_tokens is None or not self._read_s:
+    def _fit_window(self, own: OwnLoad) -> None:
+        """
+        Let more prompts in while the engine begins answers at once, fewer when it does not.
+
+        How fast it reads is in no metric: what it has read is what we let in.
+        """
+        seen, self._first_tokens_s = self._first_tokens_s, []
+        if not seen or not own.limit_bound:
             return
-        elapsed_s = now_s - self._read_s
-        tokens = reading.prompt_tokens - self._last.prompt_tokens
-        if elapsed_s >= MIN_SAMPLES_S:  # a restart counts as nothing read
-            self._prefill_per_s = max(tokens / elapsed_s, self._prefill_per_s * 0.98)
+        took_s = sum(seen) / len(seen)
+        if took_s < FIRST_TOKEN_TARGET_S:
+            self._window_tokens = min(self._window_tokens * WIDEN, MAX_WINDOW_TOKENS)
+        elif took_s > 2 * FIRST_TOKEN_TARGET_S:
+            least = self._limits.prefill_window_tokens
+            self._window_tokens = max(self._window_tokens * NARROW, least)
 
     def _slowed(self, token_s: float | None, own: OwnLoad) -> bool:
         """
         Whether a token takes twice as long as it used to under a full load.
 
-        Twice in a row: one look can fall on the reading of long prompts. The floor follows: one
-        cut for each slowdown. An engine that has become slower for good is not cured by giving it
-        less and less to do.
+        Twice in a row: one look can fall on the reading of long prompts. A larger batch may be
+        slower in proportion. The floor follows: one cut for each slowdown. An engine that has become slower
+        for good is not cured by giving it less and less to do.
         """
         if token_s is None or not own.limit_bound:
             return False
         if self._token_floor_s is None or token_s < self._token_floor_s:
             self._token_floor_s, self._slow_before = token_s, False
+            self._floor_running = own.running
             return False
-        slow_now = token_s > SLOWED * self._token_floor_s
+        grown = max(1.0, own.running / max(1, self._floor_running))
+        slow_now = token_s > SLOWED * grown * self._token_floor_s
         slow, self._slow_before = slow_now and self._slow_before, slow_now
         if slow:
             self._token_floor_s, self._slow_before = token_s, False
+            self._floor_running = own.running
         return slow
 
 

@@ -118,6 +118,7 @@ def stack(
         vllm_url,
         tokenizer=str(MODEL_FOLDER),
         control_url=model_server.url,
+        max_concurrent_requests="36",
     ) as running:
         response = httpx2.post(
             f"{running.url}/upload?wait=true",

@@ -8,9 +8,11 @@ import pytest
 
 from tests import pdfs
 from tests.fake_engine import FakeEngine, serving
+from tests.faults import trusted_again
 from tests.running import Program, orchestrator
 
 LEVEL_TIMEOUT_S = 240
+MAX_CONCURRENT, MAX_QUEUED = 2, 3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,21 +37,24 @@ def shared_orchestrator(
     with orchestrator(
         tmp_path_factory.mktemp("data"),
         shared_engine.url,
-        max_concurrent_requests="2",
-        max_queued_requests="3",
+        max_concurrent_requests=str(MAX_CONCURRENT),
+        max_queued_requests=str(MAX_QUEUED),
         max_pages="50",
         max_upload_bytes="3000000",
         max_upload_body_bytes="5000000",
         first_token_timeout_s="3",
         stall_timeout_s="2",
         engine_poll_s="0.2",
+        breaker_open_s="0.2",
     ) as running:
         yield running
 
 
 @pytest.fixture
-def engine(shared_engine: FakeEngine) -> FakeEngine:
-    """The shared engine, behaving."""
+def engine(shared_engine: FakeEngine, shared_orchestrator: Program) -> FakeEngine:
+    """The shared engine, behaving, and trusted: what an earlier test made it do is forgotten."""
+    shared_engine.play()
+    trusted_again(shared_orchestrator.url, "engine")
     shared_engine.play()
     return shared_engine
 

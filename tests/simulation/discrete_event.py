@@ -134,7 +134,6 @@ class Engine:
             waiting=len(self.waiting),
             waiting_for_cache=self.starved,
             preemptions=self.preemptions,
-            prompt_tokens=self.prompt_tokens,
             token_s=token_s,
         )
 

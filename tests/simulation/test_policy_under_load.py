@@ -266,7 +266,7 @@ def test_an_engine_that_becomes_slow_is_followed(factor: int, kept: float) -> No
         run.world.after(60.0, partial(setattr, run.engine, "slowness", float(factor)))
         run.until(300.0)
         tokens_per_s.append(run.tokens_per_s(80.0, 300.0))
-        assert quantile([a.ttft_s for a in run.asked(70.0, 270.0) if a.good], 0.9) <= 7.0
+        assert quantile([a.ttft_s for a in run.asked(70.0, 270.0) if a.good], 0.9) <= 9.0
     before = run.tokens_per_s(20.0, 60.0)
     print(f"\n{factor} times slower: {[round(t) for t in tokens_per_s]} of {before / factor:.0f}")
     assert statistics.fmean(tokens_per_s) >= kept * before / factor

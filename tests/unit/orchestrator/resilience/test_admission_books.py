@@ -27,7 +27,6 @@ READING = st.none() | st.builds(
     waiting=NUMBER,
     waiting_for_cache=NUMBER,
     preemptions=NUMBER,
-    prompt_tokens=st.none() | st.integers(-5, 10**6),
     token_s=st.none() | st.floats(0, 10),
 )
 DEMAND = st.builds(

@@ -313,3 +313,14 @@ class Breaking(RuleBasedStateMachine):
 
 
 TestBreaking = Breaking.TestCase
+
+
+def test_ten_failures_in_a_row_open_it_also_after_healthy_traffic(bench):
+    """When nothing works any more, a window full of successes does not hide it."""
+    bench.succeed(200)
+    bench.fail(9)
+    bench.succeed()
+    bench.fail(9)
+    assert bench.breaker.state == "closed"
+    bench.fail()
+    assert bench.breaker.state == "open"

@@ -17,7 +17,6 @@ QUIET = EngineReading(
     waiting=0,
     waiting_for_cache=0,
     preemptions=0,
-    prompt_tokens=0,
 )
 
 
@@ -31,7 +30,7 @@ class Bench:
     def look(self, reading, own=None, times=1):
         for _ in range(times):
             self.now_s += 1.0
-            self.capacity.observe(reading, own or OwnLoad())
+            self.capacity.observe(reading, own or OwnLoad(running=1))
         return self.capacity
 
 
@@ -108,16 +107,17 @@ def test_one_request_may_always_go():
 
 def test_a_restarted_engine_is_not_congested(bench):
     """Counters that go down are a new beginning."""
-    bench.look(replace(QUIET, preemptions=50, prompt_tokens=10**6))
-    bench.look(replace(QUIET, preemptions=3, prompt_tokens=10))
+    bench.look(replace(QUIET, preemptions=50))
+    bench.look(replace(QUIET, preemptions=3))
     assert bench.capacity.correction == 1.0
-    bench.look(replace(QUIET, preemptions=4, prompt_tokens=10))
+    bench.look(replace(QUIET, preemptions=4))
     assert bench.capacity.correction == pytest.approx(0.85)
 
 
 def test_requests_that_wait_for_cache_twice_in_a_row_cut_the_limits(bench):
     """One look can fall on a moment; six waiting at two looks cannot."""
-    starved, few = replace(QUIET, waiting_for_cache=6), replace(QUIET, waiting_for_cache=5)
+    full = replace(QUIET, kv_usage=0.9)
+    starved, few = replace(full, waiting_for_cache=6), replace(full, waiting_for_cache=5)
     bench.look(few, times=5)
     bench.look(starved)
     bench.look(few)
@@ -185,15 +185,32 @@ def test_noise_is_nobody(bench):
     assert (bench.capacity.foreign_tokens, bench.capacity.foreign_requests) == (0.0, 0.0)
 
 
-def test_the_prompt_window_grows_with_how_fast_prompts_are_read(bench):
-    """One second's worth of reading at its fastest, and never less than configured."""
-    assert bench.look(QUIET).current().prefill_tokens == LIMITS.prefill_window_tokens
-    bench.look(replace(QUIET, prompt_tokens=20_000))
-    assert bench.capacity.current().prefill_tokens == 20_000
-    bench.look(replace(QUIET, prompt_tokens=20_100))
-    assert bench.capacity.current().prefill_tokens == 19_600
-    bench.look(replace(QUIET, prompt_tokens=20_100), times=200)
-    assert bench.capacity.current().prefill_tokens == LIMITS.prefill_window_tokens
+def test_a_larger_batch_is_slower_by_nature(bench):
+    """The time of a token is compared under a like load only."""
+    bench.look(replace(QUIET, token_s=0.01), OwnLoad(running=10, limit_bound=True), times=3)
+    bench.look(replace(QUIET, token_s=0.05), OwnLoad(running=50, limit_bound=True), times=3)
+    assert bench.capacity.correction == 1.0
+    bench.look(replace(QUIET, token_s=0.2), OwnLoad(running=50, limit_bound=True), times=2)
+    assert bench.capacity.correction < 1.0
+
+
+def test_the_prompt_window_widens_while_answers_begin_at_once(bench):
+    """Half as much more a look, back by a fifth when they begin late, never below its setting."""
+    least = LIMITS.prefill_window_tokens
+    queue = OwnLoad(running=5, limit_bound=True)
+
+    def window(took_s: float, own: OwnLoad = queue) -> int:
+        bench.capacity.first_token(took_s)
+        return bench.look(QUIET, own).current().prefill_tokens
+
+    assert bench.look(QUIET, queue).current().prefill_tokens == least
+    assert window(0.2, OwnLoad(running=5)) == least
+    assert window(0.2) == least * 1.5
+    assert window(1.5) == least * 1.5
+    assert window(2.5) == int(least * 1.5 * 0.8)
+    for _ in range(20):
+        assert least <= window(9.0) <= least * 1.5
+    assert window(9.0) == least
 
 
 NUMBER = st.none() | st.integers(-10, 10**9)
@@ -205,7 +222,6 @@ GARBAGE = st.none() | st.builds(
     waiting=NUMBER,
     waiting_for_cache=NUMBER,
     preemptions=NUMBER,
-    prompt_tokens=NUMBER,
     token_s=st.none() | st.floats(0, 1e9, allow_nan=False),
 )
 
@@ -250,3 +266,13 @@ def test_two_gates_settle_at_half_each(start):
             inside[index] += min(want, free * want // max(1, sum(wanted)))
     assert sum(sent) <= 11_000
     assert min(sent) >= 0.45 * sum(sent)
+
+
+def test_a_crowd_that_we_are_not_in_cuts_nothing(bench):
+    """While nothing of ours is with the engine, its congestion is not of our making."""
+    crowd = replace(QUIET, preemptions=50, waiting_for_cache=50)
+    bench.look(QUIET, OwnLoad())
+    bench.look(crowd, OwnLoad(), times=3)
+    assert bench.capacity.correction == 1.0
+    bench.look(replace(crowd, preemptions=60), OwnLoad(running=1))
+    assert bench.capacity.correction < 1.0

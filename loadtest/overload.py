@@ -1,0 +1,152 @@
+"""
+What happens when more is asked than the engine can answer: one table, from one run of the real parts.
+
+    make overload ENGINE=simulator|vllm [SCENARIO=all] [REPEATS=3] [SECONDS=40] [OUT=reports/overload.json]
+
+Starts the engine and the orchestrator on free loopback ports, measures what the engine does by itself,
+then offers multiples of that: open-loop Poisson arrivals from fixed seeds, clients that time out and
+retry twice. See loadtest/README.md for what is counted and how. The exit code is 1 if an objective is
+missed.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from loadtest import report
+from loadtest.arrivals import Mix
+from loadtest.bench import Bench, Result
+from loadtest.client_rules import ClientRules
+from loadtest.programs import commit, machine
+from loadtest.scenarios import IN_ALL, SCENARIOS, Check, health
+from loadtest.stack import Stack, stack
+
+SEED = 20260701
+SIMULATOR_CLIENTS = 160
+VLLM_CLIENTS = 40
+"""Enough that more would not make the engine faster by more than 2 %."""
+CPU_MIX = Mix(mean_tokens=48, cap_tokens=128, sigma=0.7)
+OPEN_FILES = 20_000
+SIMULATOR = ("--profile", "h100-8b", "--stream-interval", "8")
+
+
+def main() -> int:
+    """Run what was asked for and print the tables; gives the exit code."""
+    options = _options()
+    _raise_open_files()
+    began_s = time.monotonic()
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        stack(
+            options.engine,
+            Path(folder),
+            simulator_options=[*SIMULATOR, *options.simulator],
+            settings=[tuple(text.split("=", 1)) for text in options.set],
+        ) as running,
+        ProcessPoolExecutor(1, mp_context=spawn) as generator,
+    ):
+        bench = Bench(
+            stack=running,
+            generator=generator,
+            rules=ClientRules(),
+            mix=CPU_MIX if options.engine == "vllm" else Mix(),
+            seconds=options.seconds,
+            seed=SEED,
+            on_result=_say,
+        )
+        clients = VLLM_CLIENTS if options.engine == "vllm" else SIMULATOR_CLIENTS
+        capacity = _capacity(bench, clients)
+        bench = replace(bench, capacity_rps=capacity.figures.answers_rps)
+        results, checks = _all(bench, options, clients)
+    results.insert(0, capacity)
+    checks += health(results)
+    found = report.verdicts(checks)
+    about = _about(options, running, capacity, time.monotonic() - began_s)
+    print("\n" + "\n".join(f"{name}: {value}" for name, value in about.items()))
+    print(f"\n{report.runs_table(results)}\n\n{report.outcomes_table(results)}")
+    print(f"\n{report.checks_table(found)}")
+    report.write_json(options.out, about, results, found)
+    return int(any(verdict.held is False for verdict in found))
+
+
+def _capacity(bench: Bench, clients: int) -> Result:
+    """What the engine does by itself with as many clients as keep it busiest."""
+    result = bench.closed("capacity", "engine", clients=clients)
+    if not result.figures.answers_rps:
+        raise SystemExit(f"the engine answered nothing: {dict(result.figures.outcomes)}")
+    return result
+
+
+def _say(result: Result) -> None:
+    print(report.progress(result), file=sys.stderr, flush=True)
+
+
+def _all(
+    bench: Bench, options: argparse.Namespace, clients: int
+) -> tuple[list[Result], list[Check]]:
+    results: list[Result] = []
+    checks: list[Check] = []
+    for repeat in range(options.repeats):
+        for name in options.scenario:
+            tried = SCENARIOS[name](replace(bench, seed=SEED + repeat), clients)
+            results += tried.results
+            checks += tried.checks
+    return results, checks
+
+
+def _about(
+    options: argparse.Namespace, running: Stack, capacity: Result, took_s: float
+) -> dict[str, Any]:
+    return {
+        "commit": commit(),
+        "machine": machine(),
+        "engine": f"{options.engine} ({running.target.model})",
+        "repeats": options.repeats,
+        "seconds of a run": options.seconds,
+        "seeds": f"{SEED} to {SEED + options.repeats - 1}",
+        "capacity, requests a second": round(capacity.figures.answers_rps, 2),
+        "capacity, completion tokens a second": round(capacity.figures.goodput_tok_s, 1),
+        "orchestrator settings": options.set,
+        "took, seconds": round(took_s),
+    }
+
+
+def _raise_open_files() -> None:
+    """Unbounded baselines keep thousands of connections open; children inherit the limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(OPEN_FILES, hard), hard))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--engine", choices=["simulator", "vllm"], default="simulator")
+    parser.add_argument(
+        "--scenario", default="all", help=f"comma separated: {', '.join(SCENARIOS)}, all"
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--out", type=Path, default=Path("reports/overload.json"))
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="ORCHESTRATOR_NAME"
+    )
+    parser.add_argument(
+        "--simulator", action="append", default=[], help="further argument of the simulator"
+    )
+    options = parser.parse_args()
+    named = options.scenario.split(",")
+    options.scenario = IN_ALL if "all" in named else named
+    if unknown := set(options.scenario) - set(SCENARIOS):
+        parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""What is tried, and what has to come of it."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from loadtest.bench import Bench, Result
+from loadtest.figures import Window, percentile, recovery_s, served_share
+from loadtest.systems import SYSTEMS, SystemName
+
+LOADS_X = (0.5, 0.9, 1.0, 2.0, 10.0)
+DEGRADING_LOADS_X = (2.0, 10.0)
+CALM_X, BURST_X = 0.75, 3.0
+CALM_S, BURST_S, AFTER_S = 8.0, 30.0, 20.0
+MIN_RECOVERY_ASKS = 20
+HOG_SHARE = 0.9
+PAIRS = 40
+IDLE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """
+    A figure, and what it has to be.
+
+    Attributes:
+        value: None if it could not be had: the program does not say.
+        least: It must not be below.
+        most: It must not be above.
+    """
+
+    scenario: str
+    what: str
+    value: float | None
+    unit: str = ""
+    least: float | None = None
+    most: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What a scenario came to."""
+
+    results: tuple[Result, ...]
+    checks: tuple[Check, ...]
+
+
+def curve(bench: Bench, clients: int) -> Tried:
+    """Every load on every system, full answers only; then tidegate with lesser ones allowed."""
+    del clients
+    results = [
+        bench.open("curve", system, [bench.flow(load_x)], load_x=load_x)
+        for load_x in LOADS_X
+        for system in SYSTEMS
+    ]
+    forecast = (bench.stack.status().get("gate") or {}).get("forecast") or {}
+    results += [
+        bench.open("curve, degrade", "tidegate", [bench.flow(x, degrade=True)], load_x=x)
+        for x in DEGRADING_LOADS_X
+    ]
+    peak = max(r.figures.goodput_tok_s for r in results)
+    ours = {r.load_x: r for r in results if r.system == "tidegate" and r.scenario == "curve"}
+    checks = [
+        Check("curve", f"goodput at {x:g}x, of the peak", _share(ours[x], peak), least=least)
+        for x, least in ((2.0, 0.95), (10.0, 0.90))
+    ]
+    refusal = ours[10.0].figures
+    checks += [
+        Check(
+            "curve", "refusal at 10x, server's p99", refusal.refusal_server_p99_ms, "ms", most=10
+        ),
+        Check("curve", "refusal at 10x, client's p99", refusal.refusal_p99_ms, "ms"),
+        Check(
+            "curve",
+            f"Retry-After: forecast wait / real wait, median of n={forecast.get('n', 0)}",
+            forecast.get("median_ratio"),
+            least=0.5,
+            most=2.0,
+        ),
+    ]
+    return Tried(tuple(results), tuple(checks))
+
+
+def recovery(bench: Bench, clients: int) -> Tried:
+    """Calm, a burst, calm again: how soon the calm is served as calm."""
+    del clients
+    burst_end_s = CALM_S + BURST_S
+    end_s = burst_end_s + AFTER_S
+    flows = [
+        bench.flow(CALM_X, end_s=CALM_S),
+        bench.flow(BURST_X, begin_s=CALM_S, end_s=burst_end_s),
+        bench.flow(CALM_X, begin_s=burst_end_s, end_s=end_s),
+    ]
+    window_s = max(3.0, MIN_RECOVERY_ASKS / (CALM_X * bench.capacity_rps))
+    compared: tuple[SystemName, ...] = ("tidegate", "engine")
+    results, checks = [], []
+    for system in compared:
+        result = bench.open(
+            "recovery", system, flows, load_x=BURST_X, window=Window(burst_end_s, end_s)
+        )
+        took_s = recovery_s(
+            result.records,
+            bench.rules,
+            burst_end_s=burst_end_s,
+            end_s=end_s,
+            window_s=window_s,
+        )
+        results.append(result)
+        limit_s = 5.0 if system == "tidegate" else None
+        never_s = AFTER_S if took_s is None else took_s
+        more = f" (not within {AFTER_S:g} s)" if took_s is None else ""
+        checks.append(
+            Check("recovery", f"{system}: until 90 % are served{more}", never_s, "s", most=limit_s)
+        )
+    return Tried(tuple(results), tuple(checks))
+
+
+def fairness(bench: Bench, clients: int) -> Tried:
+    """A hog sends nine tenths of three times the capacity; the light tenant wants its tenth."""
+    del clients
+    flows = [
+        bench.flow(3 * HOG_SHARE, tenant="hog"),
+        bench.flow(3 * (1 - HOG_SHARE), tenant="light"),
+    ]
+    result = bench.open("fairness", "tidegate", flows, load_x=3.0)
+    light, hog = result.arrived(tenant="light"), result.arrived(tenant="hog")
+    return Tried(
+        (result,),
+        (
+            Check("fairness", "light tenant served", served_share(light, bench.rules), least=0.9),
+            Check("fairness", "hog served", served_share(hog, bench.rules)),
+        ),
+    )
+
+
+def priority(bench: Bench, clients: int) -> Tried:
+    """Interactive requests alone, then beside a flood of batch requests."""
+    del clients
+    person = bench.flow(0.3, band="interactive", tenant="person")
+    flood = bench.flow(3.0, band="batch", tenant="flood")
+    alone = bench.open("priority, alone", "tidegate", [person], load_x=0.3)
+    beside = bench.open("priority, flooded", "tidegate", [person, flood], load_x=3.3)
+    first_s = []
+    for result in (alone, beside):
+        asked = result.arrived(band="interactive")
+        first_s.append(percentile([r.first_token_s for r in asked if r.first_token_s], 0.99))
+    asked = beside.arrived(band="interactive")
+    ratio = first_s[1] / first_s[0] if first_s[0] and first_s[1] else None
+    return Tried(
+        (alone, beside),
+        (
+            Check("priority", "interactive TTFT p99 alone", first_s[0], "s"),
+            Check("priority", "the same beside a batch flood of 3x", first_s[1], "s"),
+            Check("priority", "beside / alone", ratio, most=2.0),
+            Check("priority", "interactive served", served_share(asked, bench.rules)),
+        ),
+    )
+
+
+def flaky(bench: Bench, clients: int) -> Tried:
+    """An engine that answers three of ten requests with 503: how often it is asked again."""
+    del clients
+    faults = bench.stack.engine
+    fault = {"kind": "status", "status": 503, "probability": 0.3}
+    if faults.post("/faults", json=fault).is_error:
+        return Tried((), (Check("flaky", "attempts at the engine a request", None, most=1.1),))
+    try:
+        result = bench.open("flaky", "tidegate", [bench.flow(0.7)], load_x=0.7)
+    finally:
+        faults.delete("/faults")
+    return Tried(
+        (result,),
+        (
+            Check("flaky", "attempts at the engine a request", result.upstream, most=1.1),
+            Check("flaky", "served", served_share(result.arrived(), bench.rules)),
+        ),
+    )
+
+
+def latency(bench: Bench, clients: int) -> Tried:
+    """One request at a time, through tidegate and without, retrieval left out."""
+    del clients
+    process = bench.stack.orchestrator
+    before_s = process.own_cpu_s()
+    time.sleep(IDLE_S)
+    idle_share = (process.own_cpu_s() - before_s) / IDLE_S
+    before_s, began_s = process.own_cpu_s(), time.monotonic()
+    sent = bench.pairs(PAIRS)
+    busy_s = process.own_cpu_s() - before_s - idle_share * (time.monotonic() - began_s)
+    ours, theirs = sent.records[::2], sent.records[1::2]
+    if not all(r.whole for r in sent.records):
+        return Tried((), (Check("latency", "added at c=1, p50", None, "ms", most=3),))
+    added_ms = [
+        (a.total_s - b.total_s) * 1000 - a.retrieve_ms for a, b in zip(ours, theirs, strict=True)
+    ]
+    alone_ms = statistics.median(r.total_s for r in theirs) * 1000
+    return Tried(
+        (),
+        (
+            Check("latency", "engine alone, p50", alone_ms, "ms"),
+            Check("latency", "added at c=1, p50", percentile(added_ms, 0.5), "ms", most=3),
+            Check("latency", "added at c=1, p99", percentile(added_ms, 0.99), "ms", most=10),
+            Check("latency", "orchestrator's CPU an ask", busy_s / len(ours) * 1000, "ms", most=3),
+        ),
+    )
+
+
+def throughput(bench: Bench, clients: int) -> Tried:
+    """As many clients as keep the engine busiest, with tidegate and without."""
+    ours = bench.closed("throughput", "tidegate", clients=clients)
+    theirs = bench.closed("throughput", "engine", clients=clients)
+    kept = _share(ours, theirs.figures.goodput_tok_s)
+    return Tried(
+        (ours, theirs), (Check("throughput", "kept, of the engine's own", kept, least=0.98),)
+    )
+
+
+def refusal(bench: Bench, clients: int) -> Tried:
+    """Ten times the capacity for a moment: what a refusal costs."""
+    del clients
+    result = bench.open("refusal", "tidegate", [bench.flow(10.0)], load_x=10.0)
+    seen = result.figures
+    cpu_ms = result.orchestrator_cpu_s * 1000 / max(sum(seen.codes.values()), 1)
+    return Tried(
+        (result,),
+        (
+            Check("refusal", "server's p50", seen.refusal_server_p50_ms, "ms"),
+            Check("refusal", "server's p99", seen.refusal_server_p99_ms, "ms", most=10),
+            Check("refusal", "client's p50", seen.refusal_p50_ms, "ms"),
+            Check("refusal", "client's p99", seen.refusal_p99_ms, "ms"),
+            Check("refusal", "orchestrator's CPU an attempt, answers included", cpu_ms, "ms"),
+        ),
+    )
+
+
+SCENARIOS: dict[str, Callable[[Bench, int], Tried]] = {
+    "throughput": throughput,
+    "latency": latency,
+    "curve": curve,
+    "recovery": recovery,
+    "fairness": fairness,
+    "priority": priority,
+    "flaky": flaky,
+    "refusal": refusal,
+}
+IN_ALL = [name for name in SCENARIOS if name != "refusal"]
+"""`curve` holds what `refusal` shows alone."""
+
+
+def health(results: Sequence[Result]) -> tuple[Check, ...]:
+    """What must hold in every run of tidegate."""
+    ours = [r for r in results if r.system == "tidegate"]
+    return (
+        Check("every run", "hung clients", float(sum(r.figures.hung for r in ours)), most=0),
+        Check("every run", "runs that left something behind", _leaking(ours), most=0),
+    )
+
+
+def _leaking(results: Sequence[Result]) -> float:
+    return float(sum(bool(r.leaks) for r in results))
+
+
+def _share(result: Result, whole: float) -> float | None:
+    return result.figures.goodput_tok_s / whole if whole else None

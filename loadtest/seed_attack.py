@@ -1,0 +1,158 @@
+"""
+The load that brings a naive service down, beside people who ask ordinary questions.
+
+    make seed-attack [ENGINE=simulator|vllm] [URL=http://127.0.0.1:8080]
+
+Ten times the very `curl` of the report that started this project, ten times the same with a question
+that is really long, and one "Explain everything in 5000 words" with the longest answer that may be
+asked for, all at once. Prints what became of each, and the ordinary questions' times alone and beside
+them. The exit code is 1 if an attacker got no answer, or if ordinary questions take over twice as long.
+Without URL it starts a stack of its own.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+
+from loadtest import corpus
+from loadtest.figures import percentile
+from loadtest.overload import SIMULATOR
+from loadtest.programs import commit, machine
+from loadtest.stack import stack
+from tests.pdfs import HANDBOOK_QUESTIONS
+
+ATTACKERS = 10
+LONGEST_ANSWER_TOKENS = 2048
+LONG_QUESTION_CHARS = 6000
+ORDINARY_TOKENS = 32
+ORDINARY_ASKS = 24
+GIVE_UP_S = 180
+MAX_SLOWDOWN = 2.0
+ESSAY = "Explain everything in 5000 words: the station, its gates, its lock and its tides."
+
+
+@dataclass(frozen=True, slots=True)
+class Attacker:
+    """A running `curl`, and what it asks in a word."""
+
+    kind: str
+    process: subprocess.Popen[str]
+
+    def outcome(self) -> str:
+        """Status and code of what it got."""
+        said, _ = self.process.communicate()
+        body, _, status = said.rpartition("\n")
+        try:
+            found = json.loads(body)
+        except ValueError:
+            return f"{self.kind}: {status or 'no answer'}, no JSON"
+        if error := found.get("error"):
+            return f"{self.kind}: {status} {error['code']}"
+        tokens = found["usage"]["completion_tokens"]
+        level = (found.get("degraded") or {}).get("level")
+        return (
+            f"{self.kind}: {status} answered"
+            + (f" {level}" if level else "")
+            + ("" if tokens else ", nothing in the documents fits")
+        )
+
+
+def attack(url: str) -> list[Attacker]:
+    """Every attacker, started at once."""
+    filler = " and ".join(q.question.rstrip("?") for q in HANDBOOK_QUESTIONS)
+    long = (filler + " and ") * (LONG_QUESTION_CHARS // len(filler) + 1)
+    essay = json.dumps({"question": ESSAY, "max_tokens": LONGEST_ANSWER_TOKENS})
+    bodies = [
+        *[("as reported", '{"question": "Long question..."}')] * ATTACKERS,
+        *[("really long", json.dumps({"question": long[:LONG_QUESTION_CHARS]}))] * ATTACKERS,
+        ("5000 words", essay),
+    ]
+    return [Attacker(kind, _curl(url, body)) for kind, body in bodies]
+
+
+def ordinary(http: httpx2.Client, attackers: Sequence[Attacker] = ()) -> list[float]:
+    """Seconds of ordinary questions one after the other; beside attackers, until the last has ended."""
+    took_s: list[float] = []
+    while len(took_s) < ORDINARY_ASKS or any(a.process.poll() is None for a in attackers):
+        question = HANDBOOK_QUESTIONS[len(took_s) % len(HANDBOOK_QUESTIONS)].question
+        began_s = time.monotonic()
+        body = {"question": question, "max_tokens": ORDINARY_TOKENS}
+        response = http.post("/ask", json=body)
+        if response.is_error:
+            print(f"  ordinary question refused: {response.status_code} {response.text[:200]}")
+        took_s.append(time.monotonic() - began_s)
+    return took_s
+
+
+def run(url: str) -> int:
+    """Attack, and print what came of it; gives the exit code."""
+    with httpx2.Client(base_url=url, timeout=GIVE_UP_S, trust_env=False) as http:
+        ordinary(http)  # fills the engine's prefix cache, as any service's is that has users
+        alone_s = ordinary(http)
+        attackers = attack(url)
+        beside_s = ordinary(http, attackers)
+        outcomes = Counter(attacker.outcome() for attacker in attackers)
+        alive = http.get("/healthz").is_success
+    alone_p99, beside_p99 = percentile(alone_s, 0.99) or 0.0, percentile(beside_s, 0.99) or 0.0
+    print(f"\n{machine()}, commit {commit()}\n\n| what | figure |\n|---|---|")
+    for outcome, n in sorted(outcomes.items()):
+        print(f"| {outcome} | {n} |")
+    for name, took_s in (("alone", alone_s), ("beside the attack", beside_s)):
+        print(
+            f"| ordinary questions {name}, n={len(took_s)} | p50 {statistics.median(took_s):.2f} s, "
+            f"p99 {percentile(took_s, 0.99):.2f} s |"
+        )
+    ratio = beside_p99 / alone_p99
+    print(f"| p99 beside / alone (objective <= {MAX_SLOWDOWN:g}) | {ratio:.2f} |")
+    unanswered = [outcome for outcome in outcomes if "no answer" in outcome or ": 000" in outcome]
+    return int(ratio > MAX_SLOWDOWN or bool(unanswered) or not alive)
+
+
+def main() -> int:
+    """Read the command line, and run; gives the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--engine", choices=["simulator", "vllm"], default="simulator")
+    parser.add_argument("--url", help="a running orchestrator; default: start everything")
+    options = parser.parse_args()
+    with _url(options) as url:
+        return run(url)
+
+
+@contextmanager
+def _url(options: argparse.Namespace) -> Iterator[str]:
+    if options.url:
+        with httpx2.Client(base_url=options.url, timeout=GIVE_UP_S, trust_env=False) as http:
+            corpus.upload(http)
+        yield options.url
+        return
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        stack(options.engine, Path(folder), simulator_options=SIMULATOR) as running,
+    ):
+        yield running.orchestrator.url
+
+
+def _curl(url: str, body: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            *("curl", "-s", "--noproxy", "*", "--max-time", str(GIVE_UP_S), "-w", "\n%{http_code}"),
+            *("-X", "POST", f"{url}/ask", "-H", "Content-Type: application/json", "-d", body),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,238 @@
+"""The engine and the orchestrator under load, and what they say of themselves."""
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx2
+
+from deploy.stack_options import LOOKAHEAD
+from loadtest import corpus
+from loadtest.generator import Target
+from loadtest.programs import ROOT, Program, free_port, machine_cpu_s, running
+from model_server.planner import DEFAULT_NUM_SEQS
+
+EngineName = Literal["simulator", "vllm"]
+
+ENGINE_START_S = 400.0
+ORCHESTRATOR_START_S = 120.0
+SETTLE_S = 5.0
+LOOK_EVERY_S = 0.1
+SPARE_SOCKETS = 8
+"""Kept-alive connections, to the engine above all, are no leak."""
+SPARE_TASKS = 4
+
+NUM_SEQS = {"simulator": DEFAULT_NUM_SEQS["cuda"], "vllm": DEFAULT_NUM_SEQS["cpu"]}
+
+MODEL_FOLDER = ROOT / ".models" / "smollm2-135m-instruct"
+ENGINE_PYTHON = ROOT / ".venv-engine" / "bin" / "python"
+VLLM_MODEL = "smollm2-135m-instruct"
+
+_LINE = re.compile(r"^(?P<name>[\w:]+)(?P<labels>\{[^}]*\})?\s+(?P<value>\S+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """
+    Counters at one moment. What a program does not export is None.
+
+    Attributes:
+        engine_cpu_s: The engine's process and all below it.
+        orchestrator_cpu_s: The orchestrator's process alone.
+        children_cpu_s: Its embedder and parsers.
+        machine_cpu_s: Everything that runs on this machine.
+        engine_requests: That the engine has ended, in any way, and those that it refused.
+        retries: Further attempts of the orchestrator at the engine.
+    """
+
+    engine_cpu_s: float
+    orchestrator_cpu_s: float
+    children_cpu_s: float
+    machine_cpu_s: float
+    preemptions: float | None
+    engine_requests: float | None
+    generated_tokens: float | None
+    retries: float | None
+    tasks: int | None
+    open_sockets: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """
+    Both programs.
+
+    Attributes:
+        engine_process: What was started for the engine (model_server, if it is vLLM).
+        engine: A client of the engine.
+        orchestrator: The orchestrator.
+        target: The same, as the generator needs it.
+    """
+
+    engine_process: Program
+    engine: httpx2.Client
+    orchestrator: Program
+    target: Target
+
+    def status(self) -> dict[str, Any]:
+        """The orchestrator's /status."""
+        found: dict[str, Any] = self.orchestrator.http.get("/status").raise_for_status().json()
+        return found
+
+    def snapshot(self) -> Snapshot:
+        """Every counter, now."""
+        engine = self.engine.get("/metrics").text
+        ours = self.orchestrator.http.get("/metrics").text
+        process = self.status().get("process") or {}
+        ended = series(engine, "vllm:request_success_total")
+        refused = series(engine, "vllm:admission_rejections_total") or 0.0
+        own_s = self.orchestrator.own_cpu_s()
+        return Snapshot(
+            engine_cpu_s=self.engine_process.tree_cpu_s(),
+            orchestrator_cpu_s=own_s,
+            children_cpu_s=self.orchestrator.tree_cpu_s() - own_s,
+            machine_cpu_s=machine_cpu_s(),
+            preemptions=series(engine, "vllm:num_preemptions_total"),
+            engine_requests=None if ended is None else ended + refused,
+            generated_tokens=series(engine, "vllm:generation_tokens_total"),
+            # A labelled counter that never counted has no line: that is zero, not unknown.
+            retries=series(ours, "tidegate_engine_retries_total") or 0.0,
+            tasks=process.get("tasks"),
+            open_sockets=process.get("open_sockets"),
+        )
+
+    def leaks(self, before: Snapshot, *, settle_s: float = SETTLE_S) -> list[str]:
+        """What is still held, in words, when all clients have gone and `settle_s` have passed."""
+        until_s = time.monotonic() + settle_s
+        while True:
+            found = [*self._gate_leaks(before), *self._engine_leaks()]
+            if not found or time.monotonic() >= until_s:
+                return found
+            time.sleep(LOOK_EVERY_S)
+
+    def _gate_leaks(self, before: Snapshot) -> list[str]:
+        status = self.status()
+        gate, process = status.get("gate") or {}, status.get("process") or {}
+        found = [
+            f"gate.{name} is {gate[name]}"
+            for name in ("running", "queued", "reserved_tokens")
+            if gate.get(name)
+        ]
+        for name, was, spare in (
+            ("tasks", before.tasks, SPARE_TASKS),
+            ("open_sockets", before.open_sockets, SPARE_SOCKETS),
+        ):
+            now = process.get(name)
+            if was is not None and now is not None and now > was + spare:
+                found.append(f"process.{name} is {now}, was {was}")
+        return found
+
+    def _engine_leaks(self) -> list[str]:
+        text = self.engine.get("/metrics").text
+        names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+        return [f"{name} is {left:g}" for name in names if (left := series(text, name))]
+
+
+def series(text: str, name: str) -> float | None:
+    """The sum of a Prometheus series over all its labels; None if the page does not have it."""
+    values = [float(m["value"]) for m in _LINE.finditer(text) if m["name"] == name]
+    return sum(values) if values else None
+
+
+@contextmanager
+def stack(
+    engine: EngineName,
+    folder: Path,
+    *,
+    simulator_options: Sequence[str] = (),
+    settings: Sequence[tuple[str, str]] = (),
+) -> Iterator[Stack]:
+    """
+    Engine and orchestrator with the documents in, until the block ends.
+
+    Args:
+        engine: Which engine.
+        folder: For data and logs.
+        simulator_options: Further arguments of the simulator.
+        settings: ORCHESTRATOR_* by name without the prefix.
+    """
+    with contextlib.ExitStack() as on:
+        starting = _vllm(folder) if engine == "vllm" else _simulator(folder, simulator_options)
+        process, url = on.enter_context(starting)
+        client = on.enter_context(httpx2.Client(base_url=url, timeout=60, trust_env=False))
+        wanted = dict(settings)
+        if engine == "vllm":
+            wanted |= {"TOKENIZER": str(MODEL_FOLDER), "CONTROL_URL": process.url}
+        orchestrator = on.enter_context(_orchestrator(folder, engine, url, wanted))
+        corpus.upload(orchestrator.http)
+        bare = corpus.prompts(corpus.CPU_SIZES if engine == "vllm" else corpus.GPU_SIZES)
+        address = httpx2.URL(url)
+        target = Target(
+            engine=(address.host, address.port or 80),
+            orchestrator=orchestrator.address,
+            model=str(client.get("/v1/models").json()["data"][0]["id"]),
+            bands="priority" in orchestrator.http.get("/openapi.json").text,
+            pool=tuple(corpus.assembled(orchestrator.http, bare)),
+        )
+        yield Stack(process, client, orchestrator, target)
+
+
+@contextmanager
+def _simulator(folder: Path, options: Sequence[str]) -> Iterator[tuple[Program, str]]:
+    with running(
+        ["model_server.simulator", "--port", "0", *options],
+        log=folder / "simulator.log",
+        start_s=30,
+        ready_path="/health",
+    ) as program:
+        yield program, program.url
+
+
+@contextmanager
+def _vllm(folder: Path) -> Iterator[tuple[Program, str]]:
+    control = free_port()
+    settings = {
+        "MODEL_SERVER_MODEL": str(MODEL_FOLDER),
+        "MODEL_SERVER_SERVED_MODEL_NAME": VLLM_MODEL,
+        "MODEL_SERVER_ENGINE_PYTHON": str(ENGINE_PYTHON),
+        "MODEL_SERVER_ENGINE_PORT": str(free_port()),
+        "MODEL_SERVER_CONTROL_PORT": str(control),
+        "MODEL_SERVER_LOG_DIR": str(folder),
+    }
+    with running(
+        ["model_server", "serve"],
+        log=folder / "model_server.log",
+        start_s=ENGINE_START_S,
+        url=f"http://127.0.0.1:{control}",
+        ready_path="/readyz",
+        environment=settings,
+    ) as program:
+        yield program, str(program.http.get("/state").json()["engine_url"])
+
+
+@contextmanager
+def _orchestrator(
+    folder: Path, engine: EngineName, engine_url: str, settings: dict[str, str]
+) -> Iterator[Program]:
+    port = free_port()
+    wanted = {
+        "PORT": str(port),
+        "DATA_DIR": str(folder / "data"),
+        "ENGINE_URL": engine_url,
+        # As `make run` sets it by the plan: the engine's batch, and a few more.
+        "MAX_CONCURRENT_REQUESTS": str(NUM_SEQS[engine] + LOOKAHEAD),
+    }
+    with running(
+        ["orchestrator", "serve"],
+        log=folder / "orchestrator.log",
+        start_s=ORCHESTRATOR_START_S,
+        url=f"http://127.0.0.1:{port}",
+        ready_path="/readyz",
+        environment={f"ORCHESTRATOR_{k.upper()}": v for k, v in (wanted | settings).items()},
+    ) as program:
+        yield program
