@@ -37,7 +37,6 @@ class StatusPicture:
     async def status(self) -> dict[str, Any]:
         """The whole picture."""
         parts = self._parts
-        counts = await parts.threads.run(parts.store.counts)
         dependencies = await self.dependencies()
         model = parts.engine.monitor.state.model
         return {
@@ -61,9 +60,7 @@ class StatusPicture:
                 "restarts": parts.embedder.restarts,
             },
             "documents": {
-                "total": counts.documents,
-                "by_status": counts.by_status,
-                "chunks": counts.chunks,
+                **await self._documents(),
                 "queued": parts.ingestion.queued,
                 "running": parts.ingestion.running,
             },
@@ -73,6 +70,18 @@ class StatusPicture:
                 "open_sockets": len(psutil.Process().net_connections()),
                 "loop_lag_max_s": round(parts.lag.take_max_s(), 4),
             },
+        }
+
+    async def _documents(self) -> dict[str, Any]:
+        """What the store holds; a broken store is when this page is needed most."""
+        try:
+            counts = await self._parts.threads.run(self._parts.store.counts)
+        except OrchestratorError as exc:
+            return {"error": exc.message}
+        return {
+            "total": counts.documents,
+            "by_status": counts.by_status,
+            "chunks": counts.chunks,
         }
 
     def _gate(self) -> dict[str, Any]:
