@@ -171,10 +171,10 @@ class Settings(BaseSettings):
         description="Attempts at the engine before its first byte; nothing is retried after it.",
     )
     retry_ratio: float = Field(
-        0.1, ge=0, description="Retries that each first attempt pays for: 0.1 is one in ten."
+        0.09, ge=0, description="Retries that each first attempt pays for: 0.1 is one in ten."
     )
     retry_per_s: float = Field(
-        1, ge=0, description="Retries that may happen each second beside that."
+        1, ge=0, description="Retries that a second pays for if its first attempts paid for fewer."
     )
     breaker_window_s: float = Field(
         10, gt=0, description="Seconds over which a dependency's failures are counted."

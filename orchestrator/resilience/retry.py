@@ -41,17 +41,22 @@ class RetryPolicy:
             raise ValueError(f"not usable as a retry policy: {self!r}")
 
 
+REMEMBERED_S = 10.0
+"""For so long requests make up for quiet seconds, and no longer."""
+
+
 class RetryBudget:
     """
     How many retries all requests together may spend: a token bucket.
 
-    In any span of time, retries <= `ratio` * requests + `per_s` * seconds + `burst`, so that a
+    Over some seconds, retries <= max(`ratio` * requests, `per_s` * seconds) + `burst`, so that a
     failing engine meets at most that much more than what was asked of it. The burst lets a short
     fault pass that hits a quiet service; it is full at the start.
 
     Args:
         ratio: Retries that each request earns.
-        per_s: Retries that each second earns, for services with few requests.
+        per_s: Least that a second earns, for services with few requests. What requests have earned
+            is not earned once more: at a dozen requests a second that would be twice as much.
         burst: Retries that can be saved up.
         clock: Monotonic seconds.
 
@@ -62,9 +67,9 @@ class RetryBudget:
     def __init__(
         self,
         *,
-        ratio: float = 0.1,
+        ratio: float = 0.09,
         per_s: float = 1.0,
-        burst: float = 10.0,
+        burst: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if ratio < 0 or per_s < 0 or burst < 1:
@@ -75,16 +80,21 @@ class RetryBudget:
         self._clock = clock
         self._saved = burst
         self._counted_at_s = clock()
+        self._owed = 0.0
 
     def earn(self) -> None:
         """Count one request, at its first attempt."""
         self._save(self._ratio)
+        self._owed -= self._ratio
 
     def spend(self) -> bool:
         """Whether one retry may be made; it is then counted."""
         now_s = self._clock()
-        self._save((now_s - self._counted_at_s) * self._per_s)
+        self._owed += (now_s - self._counted_at_s) * self._per_s
         self._counted_at_s = now_s
+        if self._owed > 0:
+            self._save(self._owed)
+        self._owed = max(-REMEMBERED_S * self._per_s, min(self._owed, 0.0))
         if self._saved < 1:
             return False
         self._saved -= 1

@@ -118,7 +118,7 @@ def test_nonsense_is_no_budget(wrong):
 
 @pytest.mark.parametrize("failing", [0.3, 1.0])
 async def test_what_the_engine_meets_is_bounded(failing):
-    """100 requests a second for a minute: at most 10 %, one a second and the burst on top."""
+    """100 requests a second for a minute: nine in a hundred, and the burst once."""
     clock, dice = Clock(), random.Random(7)  # noqa: S311 - no secret
     budget = RetryBudget(clock=clock)
     met = 0
@@ -135,4 +135,28 @@ async def test_what_the_engine_meets_is_bounded(failing):
         with suppress(EngineUnavailable):
             await retrying(sleeps=[], budget=budget)(attempt)
     retries = met - 6000
-    assert 600 <= retries <= 600 + 60 + 10
+    assert 540 <= retries <= 540 + 5
+
+
+def test_a_dozen_requests_a_second_do_not_pay_twice():
+    """Thirteen a second, three in ten failing, for a minute: one attempt in ten on top, not two."""
+    clock = Clock()
+    budget = RetryBudget(clock=clock)
+    retries = 0
+    for n in range(13 * 60):
+        clock.now_s += 1 / 13
+        budget.earn()
+        retries += n % 10 < 3 and budget.spend()
+    assert 0.08 <= retries / (13 * 60) <= 0.1
+
+
+def test_a_quiet_service_may_retry_once_a_second():
+    """One request in ten seconds that fails is tried again."""
+    clock = Clock()
+    budget = RetryBudget(clock=clock, burst=1)
+    spent = []
+    for _ in range(20):
+        clock.now_s += 10
+        budget.earn()
+        spent.append(budget.spend())
+    assert all(spent)
