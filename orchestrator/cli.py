@@ -205,7 +205,8 @@ def _status_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("engine", f"{served} at {engine['url']}, window {engine['max_model_len']} tokens"),
         (
             "gate",
-            f"{gate['running']} of {gate['max_concurrent']} running, {gate['queued']} waiting",
+            f"{gate['running']} of {gate['concurrent']} running, {gate['queued']} waiting, "
+            f"{_tokens(gate)}",
         ),
         (
             "documents",
@@ -232,3 +233,10 @@ class _told:  # noqa: N801 - used as a statement, like contextlib's own
         if isinstance(error, ClientError):
             Console(stderr=True).print(f"[red]{escape(str(error))}[/red]")
             raise typer.Exit(1) from error
+
+
+def _tokens(gate: dict[str, Any]) -> str:
+    """What is reserved of the engine's cache."""
+    whole = gate["capacity_tokens"]
+    of = "an unknown number of" if whole is None else f"{whole:,}"
+    return f"{gate['reserved_tokens']:,} of {of} tokens reserved"

@@ -61,7 +61,8 @@ def test_32_asks_at_once_are_answered_or_told(http, vllm_url):
     codes = [a.status_code for a in answers]
     assert set(codes) <= {200, 429, 503, 504}
     assert all("answer" in a.json() or a.json()["error"]["message"] for a in answers)
-    assert codes.count(200) >= 30, "an idle engine serves the default limit"
+    assert codes.count(200) >= 16, "what an idle engine can begin within the wait target"
+    assert all(int(a.headers["retry-after"]) >= 1 for a in answers if a.status_code == 429)
     assert took_s < ASK_DEADLINE_S
     assert http.get("/status").json()["gate"]["running"] == 0
     assert running(vllm_url) == 0

@@ -72,7 +72,8 @@ def test_starts_without_an_engine_and_finds_it_later(tmp_path, fake_engine):
     with orchestrator(tmp_path, "http://127.0.0.1:9", engine_poll_s="0.2") as running:
         upload(running.url, pdfs.text_pdf(["The zeppelin hangar is in Friedrichshafen."]))
         assert httpx2.post(f"{running.url}/search", json=BODY, trust_env=False).is_success
-        asked = httpx2.post(f"{running.url}/ask", json=BODY, trust_env=False)
+        strict = {**BODY, "degrade": False}
+        asked = httpx2.post(f"{running.url}/ask", json=strict, trust_env=False)
         assert (asked.status_code, asked.json()["error"]["code"]) == (503, "engine_unavailable")
         assert int(asked.headers["retry-after"]) >= 1
         ready = httpx2.get(f"{running.url}/readyz", trust_env=False)
