@@ -205,8 +205,11 @@ def _status_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("engine", f"{served} at {engine['url']}, window {engine['max_model_len']} tokens"),
         (
             "gate",
-            f"{gate['running']} of {gate['concurrent']} running, {gate['queued']} waiting, "
-            f"{_tokens(gate)}",
+            f"{gate['running']} of {gate['concurrent']} running, {gate['queued']} waiting",
+        ),
+        (
+            "KV cache",
+            _tokens(gate),
         ),
         (
             "documents",
