@@ -73,7 +73,7 @@ costs: setup-dev model ## what /ask adds, pages a second (PDFS=<folder>), start-
 	@exec $(BIN)/python -m loadtest.costs $(if $(PDFS),--pdfs "$(PDFS)")
 
 relay: setup-dev ## chunks a second that one core relays, from an engine to its clients
-	@exec $(BIN)/python loadtest/relay.py
+	@exec $(BIN)/python -m loadtest.relay
 
 overload: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## tidegate against baselines: ENGINE=simulator|vllm SCENARIO=all REPEATS=3 SECONDS=40
 	@exec $(BIN)/python -m loadtest.overload --engine $(or $(ENGINE),simulator) \

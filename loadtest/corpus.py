@@ -110,19 +110,25 @@ def assembled(http: httpx2.Client, bare: Sequence[Prompt]) -> list[Prompt]:
     return [Prompt(p.size, p.question, p.top_k, p.history, tuple(_messages(http, p))) for p in bare]
 
 
-def _messages(http: httpx2.Client, prompt: Prompt) -> list[dict[str, str]]:
-    asked = [content for role, content in prompt.history if role == "user"]
-    # As the orchestrator searches: with the question before this one.
-    text = f"{asked[-1]}\n{prompt.question}" if asked else prompt.question
-    response = http.post("/search", json={"question": text, "top_k": prompt.top_k})
-    found: list[dict[str, Any]] = response.raise_for_status().json()["passages"]
-    passages = [
+def found_passages(http: httpx2.Client, search: dict[str, Any]) -> list[Passage]:
+    """What `/search` finds, as the prompt is made of it."""
+    found: list[dict[str, Any]] = (
+        http.post("/search", json=search).raise_for_status().json()["passages"]
+    )
+    return [
         Passage(
             ChunkId(n), DocumentId(p["document_id"]), p["filename"], p["page"], p["page"],
             0, 0, p["text"], p["score"], 0,
         )
         for n, p in enumerate(found)
     ]  # fmt: skip
+
+
+def _messages(http: httpx2.Client, prompt: Prompt) -> list[dict[str, str]]:
+    asked = [content for role, content in prompt.history if role == "user"]
+    # As the orchestrator searches: with the question before this one.
+    text = f"{asked[-1]}\n{prompt.question}" if asked else prompt.question
+    passages = found_passages(http, {"question": text, "top_k": prompt.top_k})
     history = [Message("user" if r == "user" else "assistant", text) for r, text in prompt.history]
     return [
         {"role": m.role, "content": m.content} for m in assemble(prompt.question, passages, history)

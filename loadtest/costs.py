@@ -27,8 +27,9 @@ from typing import Any
 import httpx2
 from pypdf import PdfReader, PdfWriter
 
+from loadtest.corpus import found_passages
 from loadtest.programs import ROOT, commit, free_port, machine
-from orchestrator.domain import ChunkId, DocumentId, Message, Passage
+from orchestrator.domain import Message
 from orchestrator.generation.prompt import assemble
 
 START_S = 600.0
@@ -184,15 +185,7 @@ def _stamped(n: int) -> bytes:
 
 def _prompt(http: httpx2.Client, question: str) -> list[Message]:
     """The prompt that `/ask` makes of this question."""
-    found = http.post("/search", json={"question": question}).json()["passages"]
-    passages = [
-        Passage(
-            ChunkId(n), DocumentId(p["document_id"]), p["filename"], p["page"], p["page"],
-            0, 0, p["text"], p["score"], 0,
-        )
-        for n, p in enumerate(found)
-    ]  # fmt: skip
-    return assemble(question, passages)
+    return assemble(question, found_passages(http, {"question": question}))
 
 
 def _ask(http: httpx2.Client, question: str) -> float:

@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import socket
 import subprocess
 import sys
@@ -29,6 +28,7 @@ import uvicorn
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from loadtest.programs import commit, machine
 from orchestrator.api.sse import EventStream, frame
 from orchestrator.domain import EngineChunk, Message
 from orchestrator.generation.citations import MarkFilter
@@ -96,7 +96,7 @@ def main() -> None:
     else:
         flat_out = Load(arguments.streams, arguments.chunks // BATCH * BATCH)
         paced = Load(arguments.streams, 250, pause_s=0.02)
-        print(f"\n{_machine()}, commit {_commit()}\n")
+        print(f"\n{machine()}, no GPU used, commit {commit()}\n")
         print(
             "| what | chunks/s by the clock | chunks per CPU-second of the relay | its microseconds a chunk |"
         )
@@ -306,26 +306,6 @@ def _part(name: str, *more: str) -> Iterator[tuple[subprocess.Popen[bytes], int]
 def _load(text: str) -> Load:
     streams, chunks, pause_s = json.loads(text)
     return Load(streams, chunks, pause_s)
-
-
-def _machine() -> str:
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{len(names)} cores of {names[0] if names else platform.machine()}, no GPU used"
-
-
-def _commit() -> str:
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return found.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":
