@@ -292,7 +292,7 @@ def _part(name: str, *more: str) -> Iterator[tuple[subprocess.Popen[bytes], int]
     """One of the other processes, on a socket that listens already, and its port."""
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
         fd, port = listener.fileno(), int(listener.getsockname()[1])
-        command = [sys.executable, __file__, "--part", name, "--fd", str(fd), *more]
+        command = [sys.executable, "-m", "loadtest.relay", "--part", name, "--fd", str(fd), *more]
         process = subprocess.Popen(
             command, pass_fds=(fd,), env={**os.environ, "PYTHONPATH": str(ROOT)}
         )
