@@ -59,7 +59,8 @@ def curve(bench: Bench, clients: int) -> Tried:
         bench.open("curve, degrade", "tidegate", [bench.flow(x, degrade=True)], load_x=x)
         for x in DEGRADING_LOADS_X
     ]
-    peak = max(r.figures.goodput_tok_s for r in results)
+    # Full answers are compared with full answers: lesser ones are cheaper, so more of them fit.
+    peak = max(r.figures.goodput_tok_s for r in results if r.scenario == "curve")
     ours = {r.load_x: r for r in results if r.system == "tidegate" and r.scenario == "curve"}
     checks = [
         Check("curve", f"goodput at {x:g}x, of the peak", _share(ours[x], peak), least=least)
