@@ -176,6 +176,7 @@ class AdmissionLedger:
         self._forecasts = Forecasts()
         self._refusals = RefusalStreak()
         self._finish_s = 0.0
+        self._places: dict[Ticket, tuple[int, int]] | None = None
         self.service_s = 0.0
         self.brownout = False
 
@@ -196,6 +197,7 @@ class AdmissionLedger:
 
     def enter(self, ticket: Ticket, *, remaining_s: float, now_s: float) -> Decision:
         """Decide about an arrival, and write it down unless it is refused."""
+        self._places = None
         present = {t.caller.tenant for t in (*self._queue, *self._live)}
         self._charges.arrive(ticket.caller.tenant, present)
         tickets = list(self._queue)
@@ -218,6 +220,7 @@ class AdmissionLedger:
 
     def leave(self, ticket: Ticket, now_s: float) -> None:
         """Give the ticket back, whatever its state; a second time does nothing."""
+        self._places = None
         if ticket in self._queue:
             del self._queue[ticket]
             self._left_queue(ticket, now_s)
@@ -248,6 +251,7 @@ class AdmissionLedger:
 
     def resize(self, ticket: Ticket, prompt_tokens: int, now_s: float) -> bool:
         """Whether the reservation is still held with the prompt's exact length; else it waits."""
+        self._places = None
         grown = prompt_tokens > ticket.demand.prompt_tokens
         self._charge(ticket, -1)
         ticket.demand = replace(ticket.demand, prompt_tokens=prompt_tokens)
@@ -271,16 +275,17 @@ class AdmissionLedger:
             ticket = next(iter(self._queue)) if len(self._queue) == 1 else self._in_order()[0]
             if not self._fits(ticket):
                 return
+            self._places = None
             del self._queue[ticket]
             self._admit(ticket, now_s)
             self._left_queue(ticket, now_s)
 
     def place(self, ticket: Ticket, now_s: float) -> tuple[int, float | None]:
         """(position from 1, predicted wait in seconds) of one that waits."""
-        order = self._in_order()
-        position = order.index(ticket)
-        ahead = sum(t.demand.work_tokens for t in order[:position])
-        return position + 1, self._eta_s(ahead, ticket.demand.work_tokens, now_s)
+        if self._places is None:
+            self._places = self._all_places()
+        position, ahead = self._places[ticket]
+        return position, self._eta_s(ahead, ticket.demand.work_tokens, now_s)
 
     def sustained_overload(self, now_s: float) -> bool:
         """Whether requests have been refused for so long that a retry only adds to the load."""
@@ -346,6 +351,14 @@ class AdmissionLedger:
         load = Load([t.live for t in self._live], unread)
         band = ticket.caller.band
         return policy.fits(ticket.demand, band, load, self._capacity.current(), self._limits)
+
+    def _all_places(self) -> dict[Ticket, tuple[int, int]]:
+        """Position and work ahead of everybody who waits; kept until the queue changes."""
+        places, ahead = {}, 0
+        for position, ticket in enumerate(self._in_order(), start=1):
+            places[ticket] = (position, ahead)
+            ahead += ticket.demand.work_tokens
+        return places
 
     def _in_order(self) -> list[Ticket]:
         tickets = list(self._queue)
