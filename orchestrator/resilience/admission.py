@@ -32,8 +32,7 @@ class AdmissionGate:
         capacity: What the engine can hold, as it shows; by default the limits alone.
         clock: Monotonic seconds.
         notify_s: Seconds between two `Queued` notices to one waiter.
-        jitter: Factor on each Retry-After and on each notice's time, so that neither the refused
-            nor those who wait move together.
+        jitter: Factor on each Retry-After, so that the refused do not come back together.
     """
 
     def __init__(
@@ -141,8 +140,7 @@ class AdmissionGate:
         while not ticket.granted:
             yield self.notice(ticket, deadline, until_s)
             left_s = min(until_s - self._clock(), deadline.remaining_s() - self._ledger.service_s)
-            # Spread: eighty waiters that look at the same moment hold up everybody else.
-            await ticket.wait(max(min(self._notify_s * self._jitter(), left_s), 0.001))
+            await ticket.wait(max(min(self._notify_s, left_s), 0.001))
 
     def patience_until_s(self) -> float:
         """When whoever starts to wait now has waited as long as it may, on the gate's clock."""

@@ -25,7 +25,7 @@ class DrainMeter:
         min_busy_s: Busy seconds before the rate is believed.
     """
 
-    def __init__(self, *, half_life_s: float = 2.0, min_busy_s: float = 0.5) -> None:
+    def __init__(self, *, half_life_s: float = 4.0, min_busy_s: float = 0.5) -> None:
         self._decay_per_s = math.log(2) / half_life_s
         self._min_busy_s = min_busy_s
         self._tokens = 0.0

@@ -64,6 +64,10 @@ class GateMachine(RuleBasedStateMachine):
     def ticket(self, data):
         return data.draw(st.sampled_from(self.tickets))
 
+    def unsent(self):
+        """A prompt is assembled before its answer begins."""
+        return [t for t in self.live() if not t.prefilled]
+
     def live(self):
         return [t for t in self.tickets if t.granted]
 
@@ -120,10 +124,10 @@ class GateMachine(RuleBasedStateMachine):
         # next event, not with every token.
         self.dispatched = first
 
-    @precondition(lambda self: self.live())
+    @precondition(lambda self: self.unsent())
     @rule(data=st.data(), prompt_tokens=st.integers(0, 4000))
     def resize(self, data, prompt_tokens):
-        ticket = data.draw(st.sampled_from(self.live()))
+        ticket = data.draw(st.sampled_from(self.unsent()))
         self.granted.discard(ticket)
         held = self.ledger.resize(ticket, prompt_tokens, self.now_s)
         assert held is ticket.granted
