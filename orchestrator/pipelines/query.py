@@ -32,7 +32,7 @@ from orchestrator.pipelines.degradation import (
 from orchestrator.pipelines.draft import Draft, Stopwatch
 from orchestrator.pipelines.library import Library
 from orchestrator.resilience.admission import AdmissionGate, Bulkhead
-from orchestrator.resilience.admission_ledger import Ticket
+from orchestrator.resilience.admission_ticket import Ticket
 from orchestrator.resilience.deadline import Deadline
 from orchestrator.retrieval.retriever import Retrieved, Retriever
 

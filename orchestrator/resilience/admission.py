@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager, contextmanager
 from orchestrator.domain import Caller, Queued
 from orchestrator.errors import NotReady, Overloaded, QueueFull, QueueTimeout
 from orchestrator.resilience import admission_policy as policy
-from orchestrator.resilience.admission_ledger import AdmissionLedger, GateState, Ticket
+from orchestrator.resilience.admission_ledger import AdmissionLedger, GateState
 from orchestrator.resilience.admission_policy import Action, AdmissionLimits, Decision, Demand
+from orchestrator.resilience.admission_ticket import Ticket
 from orchestrator.resilience.deadline import Deadline
 from orchestrator.resilience.engine_capacity import EngineCapacity, EngineReading
 

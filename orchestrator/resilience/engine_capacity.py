@@ -164,9 +164,8 @@ class EngineCapacity:
         starved_now = crowded and (reading.waiting_for_cache or 0) > self._starved_from
         starved, self._starved_before = starved_now and self._starved_before, starved_now
         preempted = (reading.preemptions or 0) - (last.preemptions or 0)
-        ours = (
-            own.running > 0
-        )  # a crowd that we are not in does not get smaller by our staying away
+        # A crowd that we are not in does not get smaller by our staying away.
+        ours = own.running > 0
         return Signals(
             known=True,
             # The first reading says what happened before us; a smaller one, that it restarted.
@@ -207,8 +206,8 @@ class EngineCapacity:
         Whether a token takes twice as long as it used to under a full load.
 
         Twice in a row: one look can fall on the reading of long prompts. A larger batch may be
-        slower in proportion. The floor follows: one cut for each slowdown. An engine that has become slower
-        for good is not cured by giving it less and less to do.
+        slower in proportion. The floor follows: one cut for each slowdown. An engine that has
+        become slower for good is not cured by giving it less and less to do.
         """
         if token_s is None or not own.limit_bound:
             return False

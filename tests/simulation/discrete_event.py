@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.domain import Band
-from orchestrator.resilience.admission_ledger import Ticket
+from orchestrator.resilience.admission_ticket import Ticket
 from orchestrator.resilience.engine_capacity import EngineReading
 
 PATIENCE_S = 30.0
