@@ -27,6 +27,19 @@ class NotStarted(Exception):
     """A program did not come up; the message has the end of what it wrote."""
 
 
+def process_cpu_s(pid: int) -> float:
+    """
+    CPU seconds of a process, all its threads, to the nanosecond.
+
+    The counters in /proc are sampled by the timer's tick on many kernels: a process that is woken by
+    timers is charged whole ticks that it did not use. The scheduler's own clock is exact.
+
+    Source:
+        clock_getcpuclockid(3): the clock's number is made from the process's.
+    """
+    return time.clock_gettime((~pid << 3) | 2)
+
+
 @dataclass(slots=True)
 class Program:
     """
@@ -58,17 +71,15 @@ class Program:
 
     def own_cpu_s(self) -> float:
         """CPU seconds of its own process, children left out."""
-        times = psutil.Process(self.process.pid).cpu_times()
-        return float(times.user + times.system)
+        return process_cpu_s(self.process.pid)
 
     def tree_cpu_s(self) -> float:
         """CPU seconds of the process and of all that run below it."""
         total = 0.0
         root = psutil.Process(self.process.pid)
         for process in (root, *root.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                total += times.user + times.system
+            with contextlib.suppress(psutil.NoSuchProcess, OSError):
+                total += process_cpu_s(process.pid)
         return total
 
     def stop(self) -> None:

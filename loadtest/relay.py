@@ -23,12 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-import psutil
 import uvicorn
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from loadtest.programs import commit, machine
+from loadtest.programs import commit, machine, process_cpu_s
 from orchestrator.api.sse import EventStream, frame
 from orchestrator.domain import EngineChunk, Message
 from orchestrator.generation.citations import MarkFilter
@@ -116,12 +115,10 @@ def measure(load: Load) -> Figures:
         _part("relay", "--engine", f"http://127.0.0.1:{engine[1]}") as (process, port),
     ):
         asyncio.run(_read_all(port, load))
-        relay = psutil.Process(process.pid)
-        began_s, before = time.perf_counter(), relay.cpu_times()
+        began_s, before_s = time.perf_counter(), process_cpu_s(process.pid)
         asyncio.run(_read_all(port, load))
-        wall_s, after = time.perf_counter() - began_s, relay.cpu_times()
-    cpu_s = after.user + after.system - before.user - before.system
-    return Figures(load.streams * load.chunks, wall_s, cpu_s)
+        wall_s, after_s = time.perf_counter() - began_s, process_cpu_s(process.pid)
+    return Figures(load.streams * load.chunks, wall_s, after_s - before_s)
 
 
 class Relay:

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
+from orchestrator.api.json_route import JsonRoute
 from orchestrator.api.schemas import (
     AskRequest,
     AskResponse,
@@ -129,7 +130,8 @@ class AskRoutes:
     def router(self) -> APIRouter:
         """The routes."""
         router = APIRouter(
-            responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}}
+            route_class=JsonRoute,
+            responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
         )
         router.add_api_route(
             "/ask", self.ask, methods=["POST"], response_model=AskResponse, summary="Ask a question"
@@ -143,7 +145,7 @@ class AskRoutes:
         )
         return router
 
-    async def ask(self, body: AskRequest, request: Request) -> Response | dict[str, Any]:
+    async def ask(self, body: AskRequest, request: Request) -> Response:
         """Answer a question from the documents, with numbered sources; JSON or SSE."""
         question = self._limits.question(
             body.question,

@@ -80,6 +80,8 @@ COME_BACK_LATER = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
 
 OPENAI_PREFIX = "/v1/"
 
+NO_JSON = "The body must be a JSON object; send Content-Type: application/json."
+
 
 def error_body(error: OrchestratorError) -> dict[str, Any]:
     """The error as it goes over the wire, in a body or in an event."""
@@ -129,9 +131,7 @@ def validation_error(exc: RequestValidationError) -> OrchestratorError:
         return errors.InvalidRequest(f"The body is not JSON: {reason}.")
     field = ".".join(place)
     if not field:
-        return errors.InvalidRequest(
-            "The body must be a JSON object; send Content-Type: application/json."
-        )
+        return errors.InvalidRequest(NO_JSON)
     more = len(exc.errors()) - 1
     also = f" ({more} more field{'s' if more > 1 else ''} wrong)" if more else ""
     return errors.InvalidParameter(f"{field}: {first['msg']}{also}.", param=field)

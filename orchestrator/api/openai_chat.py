@@ -18,6 +18,7 @@ from orchestrator.api.ask import (
     first_events,
     whole_answer,
 )
+from orchestrator.api.json_route import JsonRoute
 from orchestrator.api.schemas import ChatCompletionRequest, ChatMessage, ErrorResponse
 from orchestrator.api.sse import DONE, EventStream, StreamTimers, frame, unless_disconnected
 from orchestrator.domain import Answer, AnswerEvent, Message, Question, Queued, Sampling, Token
@@ -70,6 +71,7 @@ class OpenAIRoutes:
             self.chat,
             methods=["POST"],
             response_model=None,
+            route_class_override=JsonRoute,
             summary="Chat over the documents of a collection",
         )
         return router
@@ -84,9 +86,7 @@ class OpenAIRoutes:
         self._known(model_id)
         return _model(model_id)
 
-    async def chat(
-        self, body: ChatCompletionRequest, request: Request
-    ) -> Response | dict[str, Any]:
+    async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
         """Answer the last user message from the documents; whole or as a stream."""
         self._known(body.model)
         question = self._question(body, request)

@@ -27,6 +27,7 @@ from orchestrator.errors import (
 from orchestrator.generation.completion import Completion
 from orchestrator.generation.engine_refusals import no_stream, refusal
 from orchestrator.generation.engine_request import EngineModel, EngineRequest, EngineTimeouts
+from orchestrator.generation.engine_wire import EngineWire, Response, WireError
 from orchestrator.generation.event_reader import EventReader
 from orchestrator.generation.event_stream import EventStreamParser
 from orchestrator.generation.socket_options import watched
@@ -53,15 +54,11 @@ _COMPLETIONS = "/v1/chat/completions"
 class _Answer:
     """An answer of the engine that has begun: 200, and a stream of events to come."""
 
-    response: httpx2.Response
+    response: Response
     reader: EventReader
     call: Call
     asked_at_s: float
     slow: bool = False
-
-    async def aclose(self) -> None:
-        await self.reader.aclose()
-        await self.response.aclose()
 
 
 class EngineClient:
@@ -104,10 +101,22 @@ class EngineClient:
         self._on_retry = on_retry
         self.on_overload = on_overload
         self._slots = asyncio.Semaphore(max_concurrent)
-        self._http = _http_client(self.base_url, timeouts, max_concurrent, api_key)
+        headers = {
+            "Accept-Encoding": "identity",  # to be relayed as it comes, not held back in blocks
+            **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
+        }
+        self._wire = EngineWire(
+            base_url=self.base_url,
+            headers={"Accept": _EVENT_STREAM, **headers},
+            connect_s=timeouts.connect_s,
+            keepalive_s=KEEPALIVE_S,
+            socket_options=watched(),
+        )
+        self._http = _http_client(self.base_url, timeouts, headers)
 
     async def aclose(self) -> None:
         """Close every connection."""
+        self._wire.close()
         await self._http.aclose()
 
     async def models(self) -> list[EngineModel]:
@@ -154,7 +163,7 @@ class EngineClient:
                         yield chunk
                 if completion.error is not None:
                     raise completion.error
-            await answer.reader.drain(END_S)
+            answer.response.close(linger_s=END_S)
 
     @asynccontextmanager
     async def _slot(self, deadline: Deadline) -> AsyncIterator[None]:
@@ -192,7 +201,7 @@ class EngineClient:
         try:
             yield answer
         finally:
-            await answer.aclose()
+            answer.response.close()
 
     def _enter(self, failures: list[EngineError]) -> Call:
         """
@@ -233,23 +242,21 @@ class EngineClient:
 
     async def _ask(self, request: EngineRequest, deadline: Deadline, call: Call) -> _Answer:
         """One attempt, up to the headers and what they mean."""
-        response: httpx2.Response | None = None
+        response: Response | None = None
         asked_at_s = asyncio.get_running_loop().time()
+        body = json.dumps(request.body(), ensure_ascii=False, separators=(",", ":"))
         with self._counted(call):
             try:
                 async with self._patience(self._timeouts.first_token_s, deadline):
-                    response = await self._http.send(
-                        self._http.build_request("POST", _COMPLETIONS, json=request.body()),
-                        stream=True,
-                    )
+                    response = await self._wire.post(_COMPLETIONS, body.encode())
                     await self._require_stream(response)
             except BaseException as exc:
                 if response is not None:
-                    await response.aclose()
-                if isinstance(exc, httpx2.HTTPError):
-                    raise self._unreachable(exc) from exc
+                    response.close()
+                if isinstance(exc, WireError):
+                    raise self._unreachable(str(exc)) from exc
                 raise
-        reader = EventReader(response.aiter_raw(), EventStreamParser())
+        reader = EventReader(response.body, EventStreamParser())
         return _Answer(response, reader, call, asked_at_s)
 
     @asynccontextmanager
@@ -271,7 +278,7 @@ class EngineClient:
                 raise deadline.error() from exc
             raise self._silent("first token", timer_s) from exc
 
-    async def _require_stream(self, response: httpx2.Response) -> None:
+    async def _require_stream(self, response: Response) -> None:
         """
         Do nothing if a stream of events is to come.
 
@@ -279,11 +286,11 @@ class EngineClient:
             EngineError: What the engine meant by its answer, if not.
         """
         content_type = response.headers.get("content-type", "")
-        if response.status_code != HTTPStatus.OK:
-            text = (await _head(response, MAX_ERROR_BYTES)).decode("utf-8", "replace")
-            raise refusal(self.name, response.status_code, response.headers, text)
+        if response.status != HTTPStatus.OK:
+            text = await _text(response)
+            raise refusal(self.name, response.status, response.headers, text)
         if content_type.partition(";")[0].strip().lower() != _EVENT_STREAM:
-            text = (await _head(response, MAX_ERROR_BYTES)).decode("utf-8", "replace")
+            text = await _text(response)
             raise no_stream(self.name, content_type, text)
         if response.headers.get("content-encoding", "identity") != "identity":
             raise EngineProtocolError(f"The {self.name} compresses its stream, unasked.")
@@ -308,9 +315,9 @@ class EngineClient:
             if deadline_at_s <= since_s + timer_s:
                 raise deadline.error() from exc
             raise self._silent(waits_for, timer_s) from exc
-        except httpx2.HTTPError as exc:
+        except WireError as exc:
             raise EngineProtocolError(
-                f"The connection to the {self.name} broke mid-answer ({type(exc).__name__})."
+                f"The connection to the {self.name} broke mid-answer: {exc}."
             ) from exc
         deadline.check()
         if not events:
@@ -341,7 +348,7 @@ class EngineClient:
         except TimeoutError as exc:
             raise self._silent(f"answer to {path}", self._timeouts.connect_s) from exc
         except httpx2.HTTPError as exc:
-            raise self._unreachable(exc) from exc
+            raise self._unreachable(type(exc).__name__) from exc
         if response.status_code != HTTPStatus.OK:
             raise EngineUnavailable(
                 f"The {self.name} at {self.base_url} answered {response.status_code} to {path}."
@@ -358,31 +365,23 @@ class EngineClient:
             "if it stays, look at the engine's state in /status."
         )
 
-    def _unreachable(self, exc: httpx2.HTTPError) -> EngineUnavailable:
+    def _unreachable(self, why: str) -> EngineUnavailable:
         return EngineUnavailable(
-            f"The {self.name} at {self.base_url} cannot be reached ({type(exc).__name__}). "
+            f"The {self.name} at {self.base_url} cannot be reached ({why}). "
             "It may still be loading: see /status."
         )
 
 
 def _http_client(
-    base_url: str, timeouts: EngineTimeouts, max_concurrent: int, api_key: str | None
+    base_url: str, timeouts: EngineTimeouts, headers: dict[str, str]
 ) -> httpx2.AsyncClient:
+    """For everything but completions: a page now and then."""
     return httpx2.AsyncClient(
         base_url=base_url,
-        headers={
-            "Accept-Encoding": "identity",  # to be relayed as it comes, not held back in blocks
-            **({"Authorization": f"Bearer {api_key}"} if api_key else {}),
-        },
-        timeout=httpx2.Timeout(
-            connect=timeouts.connect_s, read=None, write=timeouts.stall_s, pool=None
-        ),
+        headers=headers,
+        timeout=httpx2.Timeout(timeouts.connect_s),
         transport=httpx2.AsyncHTTPTransport(
-            limits=httpx2.Limits(
-                max_connections=max_concurrent + 8,
-                max_keepalive_connections=max_concurrent,
-                keepalive_expiry=KEEPALIVE_S,
-            ),
+            limits=httpx2.Limits(keepalive_expiry=KEEPALIVE_S),
             socket_options=watched(),
             trust_env=False,
         ),
@@ -398,3 +397,16 @@ async def _head(response: httpx2.Response, max_bytes: int) -> bytes:
         if len(body) > max_bytes:
             break
     return bytes(body)
+
+
+async def _text(response: Response) -> str:
+    """
+    The first part of what an engine says instead of an answer.
+
+    Raises:
+        WireError: If the connection broke before it was whole.
+    """
+    body = bytearray()
+    while len(body) <= MAX_ERROR_BYTES and (part := await response.body.take()):
+        body += part
+    return body.decode("utf-8", "replace")

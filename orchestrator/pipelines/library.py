@@ -194,9 +194,10 @@ class Library:
             DocumentNotFound: If a named document is not in it.
             DocumentNotReady: If a named document, or every one, cannot be searched yet.
         """
-        await self._threads.run(self._require_searchable, collection, document_ids)
+        await self._threads.run(self.check_searchable, collection, document_ids)
 
-    def _require_searchable(self, collection: str, document_ids: Sequence[DocumentId]) -> None:
+    def check_searchable(self, collection: str, document_ids: Sequence[DocumentId] = ()) -> None:
+        """`require_searchable` for those who are in a thread already; raises the same."""
         for document_id in document_ids:
             document = self._store.get(document_id)
             if document is None or document.collection != collection:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 
 from orchestrator.domain import (
     Answer,
@@ -86,7 +87,6 @@ class QueryPipeline:
         Raises:
             OrchestratorError: The kind tells what went wrong, and where.
         """
-        await self._library.require_searchable(question.collection, question.document_ids)
         found = await self._retrieve(question, deadline)
         return found.passages, BY_WORDS_ONLY if found.by_words_only else None
 
@@ -136,7 +136,8 @@ class QueryPipeline:
         )
         caller, route = question.caller, question.route
         async with self._gate.hold(demand, deadline, caller, route=route) as ticket:
-            await self._library.require_searchable(question.collection, question.document_ids)
+            if not ticket.granted:  # nobody should wait in order to be told that nothing is there
+                await self._library.require_searchable(question.collection, question.document_ids)
             async for notice in self._gate.wait(ticket, deadline):
                 yield notice
             watch.queue_ms = ticket.waited_s * 1000
@@ -158,7 +159,6 @@ class QueryPipeline:
     ) -> AsyncGenerator[AnswerEvent, None]:
         """L2 and L3: the first fallback engine that answers, else the passages."""
         with self._passages_places.hold(lambda: cause):
-            await self._library.require_searchable(question.collection, question.document_ids)
             found = await self._timed_retrieve(question, deadline, watch)
         for engine in self._fallbacks:
             shown = False
@@ -291,6 +291,9 @@ class QueryPipeline:
             document_ids=question.document_ids,
             top_k=question.top_k,
             deadline=deadline,
+            first=partial(
+                self._library.check_searchable, question.collection, question.document_ids
+            ),
         )
 
     def _noted(self, event: AnswerEvent) -> AnswerEvent:

@@ -109,6 +109,7 @@ class Retriever:
         document_ids: Sequence[DocumentId],
         top_k: int,
         deadline: Deadline,
+        first: Callable[[], None] = lambda: None,
     ) -> Retrieved:
         """
         The passages that fit the question best.
@@ -119,6 +120,8 @@ class Retriever:
             document_ids: Search only these; empty means the whole collection.
             top_k: Passages at most.
             deadline: When the search has to be over.
+            first: Called in the search's thread before it; what it raises ends the search. A way
+                to another thread of its own would cost as much as the search.
 
         Raises:
             DeadlineExceeded: If it is not.
@@ -139,7 +142,7 @@ class Retriever:
                 document_ids=tuple(document_ids),
                 top_k=top_k,
             )
-            found = await self._guarded(search)
+            found = await self._guarded(search, first)
             if missing is not None and not found.passages:
                 raise missing
             return found
@@ -161,13 +164,14 @@ class Retriever:
                 retry_after_s=1.0,
             )
 
-    async def _guarded(self, search: "_Search") -> Retrieved:
+    async def _guarded(self, search: "_Search", first: Callable[[], None]) -> Retrieved:
         """What a thread finds; how the store behaved is told to its breaker."""
         call = self._store_breaker.enter()
         began_s: list[float] = []
 
         def run() -> Retrieved:
             began_s.append(self._clock())
+            first()
             return self._search(search)
 
         def slow() -> bool:  # waiting for a thread is not the store's fault

@@ -298,8 +298,8 @@ async def test_a_connection_serves_one_answer_after_another(client, fake_engine)
 async def test_the_kernel_watches_the_connection(client, fake_engine):
     """A machine that vanished is noticed by TCP itself."""
     await answer(client)
-    (connection,) = client._http._transport._pool.connections
-    raw = connection._connection._network_stream.get_extra_info("socket")
+    ((connection, _),) = client._wire._idle
+    raw = connection._transport.get_extra_info("socket")
     assert raw.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
 

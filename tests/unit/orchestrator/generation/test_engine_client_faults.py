@@ -17,7 +17,7 @@ from orchestrator.errors import (
     EngineTimeout,
     EngineUnavailable,
 )
-from orchestrator.generation.engine_client import EngineClient, EngineRequest, EngineTimeouts
+from orchestrator.generation.engine_client import END_S, EngineClient, EngineRequest, EngineTimeouts
 from orchestrator.resilience.circuit_breaker import BreakerPolicy, CircuitBreaker
 from orchestrator.resilience.deadline import Deadline
 from orchestrator.resilience.retry import RetryBudget, RetryPolicy
@@ -368,7 +368,7 @@ async def test_the_deadline_ends_a_flood():
 
 
 async def test_a_body_that_ends_late_leaves_its_connection():
-    """The end of the body may come in a read of its own, after [DONE]."""
+    """The end of the body may come in a read of its own, after [DONE]: no answer waits for it."""
 
     async def talk(writer):
         writer.write(HEAD + chunked(WHOLE))
@@ -379,4 +379,21 @@ async def test_a_body_that_ends_late_leaves_its_connection():
     async with speaking(talk) as (url, visits), connected(url) as client:
         for _ in range(3):
             assert [c.text async for c in client.stream(REQUEST, Deadline(5))] == ["fine"]
+            await asyncio.sleep(0.05)
+        assert client._wire.open_connections == 1
     assert len(visits) == 1
+
+
+async def test_a_body_that_does_not_end_costs_its_connection():
+    """An engine that keeps the body open after [DONE] holds up nobody, and nothing is left."""
+
+    async def talk(writer):
+        writer.write(HEAD + chunked(WHOLE))
+        await writer.drain()
+        await asyncio.sleep(30)
+
+    async with speaking(talk) as (url, _), connected(url) as client:
+        async with asyncio.timeout(END_S / 2):
+            assert [c.text async for c in client.stream(REQUEST, Deadline(5))] == ["fine"]
+        await asyncio.sleep(2 * END_S)
+        assert client._wire.open_connections == 0

@@ -48,6 +48,9 @@ class FakeLibrary:
     async def require_searchable(self, collection, document_ids):
         return None
 
+    def check_searchable(self, collection, document_ids):
+        return None
+
 
 class FakeRetriever:
     """Finds as many passages as were asked for."""
@@ -57,7 +60,8 @@ class FakeRetriever:
         self.by_words_only = False
         self.relevant = True
 
-    async def retrieve(self, text, *, collection, document_ids, top_k, deadline):
+    async def retrieve(self, text, *, collection, document_ids, top_k, deadline, first):
+        first()
         self.asked.append(top_k)
         found = tuple(passage(n + 1) for n in range(top_k))
         return Retrieved(found, relevant=self.relevant, by_words_only=self.by_words_only)
