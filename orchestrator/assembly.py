@@ -366,6 +366,8 @@ def _reading(found: EngineMetrics, before: EngineMetrics) -> EngineReading:
         waiting=found.waiting,
         waiting_for_cache=found.waiting_capacity,
         preemptions=found.preemptions_total,
+        generated=found.generation_tokens_total,
+        steps=found.iterations_total,
         token_s=found.median_inter_token_s(before),
     )
 

@@ -188,7 +188,7 @@ def export_gauges(parts: Components) -> None:
     )
     gauge(
         "tidegate_engine_metrics_stale",
-        "1 while the engine's metrics are missing or old, else 0.",
+        "1 while the engine's metrics are missing, old or standing still, else 0.",
         lambda: float(parts.gate.capacity.stale),
     )
     gauge(
