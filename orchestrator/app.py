@@ -112,6 +112,9 @@ async def running(parts: Components) -> AsyncIterator[None]:
         for engine in engines:
             await engine.monitor.start()
             stack.push_async_callback(engine.monitor.aclose)
+        for probe in parts.probes:
+            await probe.start()
+            stack.push_async_callback(probe.aclose)
         await parts.ingestion.start()
         stack.push_async_callback(parts.ingestion.aclose)
         stack.callback(parts.gate.drain)

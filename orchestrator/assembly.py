@@ -4,6 +4,7 @@ The composition root: settings become objects.
 The only place that builds anything. Objects are passed by keyword.
 """
 
+import asyncio
 import logging
 import os
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from orchestrator.concurrency import Threads
 from orchestrator.documents.chunking import Chunker
 from orchestrator.documents.sandbox import ParserSandbox, SandboxLimits
 from orchestrator.domain import Answer
-from orchestrator.errors import EngineError
+from orchestrator.errors import EmbedderUnavailable, EngineError, StoreUnavailable
 from orchestrator.generation.engine_client import EngineClient, EngineTimeouts
 from orchestrator.generation.engine_metrics import EngineMetrics
 from orchestrator.generation.engine_monitor import EngineMonitor, EngineState
@@ -28,6 +29,7 @@ from orchestrator.pipelines.library import Library, UploadLimits
 from orchestrator.pipelines.query import QueryPipeline
 from orchestrator.resilience.admission import AdmissionGate, Bulkhead
 from orchestrator.resilience.admission_policy import AdmissionLimits
+from orchestrator.resilience.breaker_probe import BreakerProbe
 from orchestrator.resilience.circuit_breaker import BreakerPolicy, CircuitBreaker
 from orchestrator.resilience.engine_capacity import EngineCapacity, EngineReading
 from orchestrator.resilience.retry import RetryBudget, RetryPolicy
@@ -50,6 +52,9 @@ MAX_THREADS = 16
 SEARCH_THREADS = 4
 MIN_CHUNK_TOKENS = 30
 CONTROL_TIMEOUT_S = 1.0
+PROBE_TEXT = "tide"
+STORE_PROBE_S = 5.0
+"""Longest that a look at the store may take that is to prove it well, in seconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +78,7 @@ class Components:
     engine: Engine
     fallbacks: tuple[Engine, ...]
     breakers: dict[str, CircuitBreaker]
+    probes: tuple[BreakerProbe, ...]
     gate: AdmissionGate
     ingestion: IngestionPipeline
     library: Library
@@ -170,6 +176,7 @@ def assemble(settings: Settings) -> Components:
         engine=engine,
         fallbacks=tuple(fallbacks),
         breakers=breakers,
+        probes=_probes(settings, breakers, embedder, store, search_threads),
         gate=gate,
         ingestion=ingestion,
         library=library,
@@ -259,6 +266,30 @@ def _breakers(settings: Settings) -> dict[str, CircuitBreaker]:
     }
 
 
+def _probes(
+    settings: Settings,
+    breakers: dict[str, CircuitBreaker],
+    embedder: Embedder,
+    store: DocumentStore,
+    threads: Threads,
+) -> tuple[BreakerProbe, ...]:
+    """For what answers a cheap question; an engine proves itself with an answer of some length."""
+
+    async def embed() -> None:
+        await embedder.embed_query(PROBE_TEXT, timeout_s=settings.embed_wait_s)
+
+    async def read() -> None:
+        async with asyncio.timeout(STORE_PROBE_S):
+            await threads.run(store.check)
+
+    return (
+        BreakerProbe(breaker=breakers["embedder"], attempt=embed, failures=(EmbedderUnavailable,)),
+        BreakerProbe(
+            breaker=breakers["store"], attempt=read, failures=(StoreUnavailable, TimeoutError)
+        ),
+    )
+
+
 def _engine_names(settings: Settings) -> list[str]:
     stand_ins = range(1, len(settings.fallback_engine_urls) + 1)
     return ["engine", *(f"fallback-{n}" for n in stand_ins)]
@@ -335,6 +366,8 @@ def _reading(found: EngineMetrics, before: EngineMetrics) -> EngineReading:
         waiting=found.waiting,
         waiting_for_cache=found.waiting_capacity,
         preemptions=found.preemptions_total,
+        generated=found.generation_tokens_total,
+        steps=found.iterations_total,
         token_s=found.median_inter_token_s(before),
     )
 

@@ -29,6 +29,9 @@ HURRY_S = 0.8
 CLOSING_S = 20.0
 """Longest that everything may take to close once nobody is served any longer, in seconds."""
 
+LEAVING_S = 1.0
+"""Longest that threads are waited for when everything is closed: they ask a resolver or a disk."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -124,6 +127,7 @@ class _Server(uvicorn.Server):
         if left := await self._draining.finish():
             logger.warning("%d requests were told to come back: the service stops", left)
         await super().shutdown(sockets)
+        _end_in(LEAVING_S)
 
     def _begin(self) -> None:
         self._draining.begin()

@@ -131,10 +131,13 @@ class StatusPicture:
 def _by_breaker(breaker: CircuitBreaker) -> Dependency:
     if breaker.state == "closed":
         return Dependency("ok")
-    return Dependency(
-        "degraded",
-        f"It failed too often of late; it is tried again in {breaker.retry_after_s:.0f} s.",
-    )
+    if breaker.state == "open":
+        soon = f"it is tried again in {max(breaker.retry_after_s, 1):.0f} s"
+    elif breaker.retry_after_s:
+        soon = "it is being tried at this moment"
+    else:
+        soon = "the next call tries it"
+    return Dependency("degraded", f"It failed too often of late; {soon}.")
 
 
 def resident_bytes() -> int:
@@ -185,7 +188,7 @@ def export_gauges(parts: Components) -> None:
     )
     gauge(
         "tidegate_engine_metrics_stale",
-        "1 while the engine's metrics are missing or old, else 0.",
+        "1 while the engine's metrics are missing, old or standing still, else 0.",
         lambda: float(parts.gate.capacity.stale),
     )
     gauge(

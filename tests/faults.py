@@ -49,6 +49,7 @@ class FaultyEngine(FakeEngine):
         page_s: Pause before it does.
         raw: Instead of the script's stream, these bytes, one write each.
         refuse: The status with which the nth request is answered, from 0; None for an answer.
+        generated: Frames of answers that it has sent: its page counts them as tokens, and as steps.
     """
 
     def __init__(self) -> None:
@@ -57,6 +58,7 @@ class FaultyEngine(FakeEngine):
         self.page_s = 0.0
         self.raw: list[bytes] | None = None
         self.refuse: Callable[[int], int | None] = lambda _: None
+        self.generated = 0
 
     def play(self, **script: Any) -> None:
         """Behave like this from now on; refusals and raw streams are over."""
@@ -74,11 +76,13 @@ class FaultyEngine(FakeEngine):
     async def _stream(self, script: Script) -> AsyncIterator[Any]:
         if self.raw is None:
             async for frame in super()._stream(script):
+                self.generated += 1
                 yield frame
             return
         self.running += 1
         try:
             for part in self.raw:
+                self.generated += 1
                 yield part
         finally:
             self.running -= 1
@@ -96,6 +100,8 @@ class FaultyEngine(FakeEngine):
             f"vllm:kv_cache_usage_perc{{{labels}}} 0.0",
             f"vllm:num_preemptions_total{{{labels}}} 0.0",
             f"vllm:prompt_tokens_total{{{labels}}} 0.0",
+            f"vllm:generation_tokens_total{{{labels}}} {float(self.generated)}",
+            f"vllm:iteration_tokens_total_count{{{labels}}} {float(self.generated)}",
             f'vllm:cache_config_info{{engine="0",kv_cache_size_tokens="{kv_tokens}"}} 1.0',
             "",
         ])

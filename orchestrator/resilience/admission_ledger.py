@@ -79,6 +79,7 @@ class AdmissionLedger:
         self._forecasts = Forecasts()
         self._refusals = RefusalStreak()
         self._finish_s = 0.0
+        self._received_tokens = 0
         self._places: dict[Ticket, tuple[int, int]] | None = None
         self.service_s = 0.0
         self.brownout = False
@@ -141,6 +142,7 @@ class AdmissionLedger:
         if ticket not in self._live:
             return
         ticket.produced += tokens
+        self._received_tokens += tokens
         if ticket.prefilled:
             self._drain.done(tokens, now_s)
             return
@@ -201,6 +203,7 @@ class AdmissionLedger:
             # A prompt counts as read: what is not yet there must not look like somebody else's.
             resident_tokens=sum(t.live[0] for t in self._live),
             limit_bound=bool(self._queue),
+            received_tokens=self._received_tokens,
         )
 
     def state(self, now_s: float) -> GateState:

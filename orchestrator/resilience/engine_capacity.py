@@ -3,12 +3,12 @@ What the engine can hold of ours: its own figures, what others use, and a correc
 
 The reservations at the gate are quick and local; this is the slow loop around them. A figure that is
 missing or old is unknown, which is neither "idle" nor "full": the limits shrink to half, and an
-alarm is raised.
+alarm is raised. The same goes for figures that stand still while the engine sends us tokens.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator.resilience.admission_policy import (
     MAX_CORRECTION,
@@ -43,7 +43,9 @@ class EngineReading:
         waiting: Requests in its queue.
         waiting_for_cache: Those of them that wait for room in the cache.
         preemptions: Requests thrown out of the cache since it started.
-        token_s: Median time between two tokens since the last look.
+        generated: Tokens that it has made since it started.
+        steps: Steps that brought somebody a token since it started.
+        token_s: Median time between two tokens since the last look; no figure of this look alone.
     """
 
     kv_tokens: int | None = None
@@ -52,21 +54,37 @@ class EngineReading:
     waiting: int | None = None
     waiting_for_cache: int | None = None
     preemptions: int | None = None
-    token_s: float | None = None
+    generated: int | None = None
+    steps: int | None = None
+    token_s: float | None = field(default=None, compare=False)
 
     @property
     def usable(self) -> bool:
         """Whether what the limits are made from is there."""
         return None not in {self.kv_usage, self.running, self.waiting}
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether there is a figure that grows with the tokens, so that standing still says something."""
+        return self.generated is not None or self.steps is not None
+
 
 @dataclass(frozen=True, slots=True)
 class OwnLoad:
-    """What the gate's books say of us: requests with the engine, their tokens, whether limits bind."""
+    """
+    What the gate's books say of us.
+
+    Attributes:
+        running: Requests with the engine.
+        resident_tokens: What they hold of its cache.
+        limit_bound: Whether others wait for them.
+        received_tokens: Tokens that it has sent us since we started.
+    """
 
     running: int = 0
     resident_tokens: int = 0
     limit_bound: bool = False
+    received_tokens: int = 0
 
 
 class EngineCapacity:
@@ -97,6 +115,9 @@ class EngineCapacity:
         self._clock = clock
         self._last = EngineReading()
         self._read_s: float | None = None
+        self._still_since_s: float | None = None
+        self._suspect = self._frozen = False
+        self._received_tokens = 0
         self._kv_tokens = limits.kv_tokens
         self._starved_before = False
         self._refused = self._late = False
@@ -116,8 +137,10 @@ class EngineCapacity:
 
     @property
     def stale(self) -> bool:
-        """Whether the engine had metrics once, and they are missing or old now."""
-        return self._read_s is not None and self._clock() - self._read_s > self._stale_s
+        """Whether the engine had metrics once, and they are missing, old or standing still now."""
+        if self._read_s is None:
+            return False
+        return self._frozen or self._clock() - self._read_s > self._stale_s
 
     def current(self) -> Capacity:
         """What may be with the engine now."""
@@ -145,7 +168,8 @@ class EngineCapacity:
         """Take one look into account; None if there was no answer, or none that could be read."""
         now_s = self._clock()
         self._fit_window(own)
-        if reading is not None and reading.usable:
+        self._watch_for_frost(reading, own, now_s)
+        if reading is not None and reading.usable and not self._frozen:
             signals = self._compare(reading, own)
             self._last, self._read_s = reading, now_s
         else:
@@ -154,6 +178,28 @@ class EngineCapacity:
             signals = Signals(known=known, refused=self._refused, late=self._late)
         self._refused = self._late = False
         self.correction = corrected(self.correction, signals)
+
+    def _watch_for_frost(self, reading: EngineReading | None, own: OwnLoad, now_s: float) -> None:
+        """
+        Find figures out that stand still while the engine works for us.
+
+        An idle engine's stand still too, and so do those of one that reads a long prompt: neither
+        sends us tokens. What we receive was made before, and may have waited in a buffer; hence it
+        counts only after they have stood still for as long as makes them old. It may also be newer
+        than this look; hence only the next one proves it. Once found out, the same figures are not
+        believed again, also while nobody asks.
+        """
+        received = own.received_tokens > self._received_tokens
+        self._received_tokens = own.received_tokens
+        if reading is None:
+            return
+        if reading != self._last or not reading.counts_tokens:
+            self._still_since_s, self._suspect, self._frozen = None, False, False
+            return
+        self._frozen = self._frozen or self._suspect
+        if self._still_since_s is None:
+            self._still_since_s = now_s
+        self._suspect = received and now_s - self._still_since_s >= self._stale_s
 
     def _compare(self, reading: EngineReading, own: OwnLoad) -> Signals:
         last = self._last

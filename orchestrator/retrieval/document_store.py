@@ -74,13 +74,14 @@ class DocumentStore:
 
     def check(self) -> None:
         """
-        Do nothing while the store can be read.
+        Do nothing while the store can be read, and searched by a word; takes no time.
 
         Raises:
             StoreUnavailable: If it cannot.
         """
         with self.database.read() as db:
             db.execute("SELECT 1 FROM meta LIMIT 1").fetchone()
+            db.execute("SELECT rowid FROM chunks_fts WHERE place MATCH 'c1' LIMIT 1").fetchone()
 
     def add(self, document: Document) -> tuple[Document, bool]:
         """

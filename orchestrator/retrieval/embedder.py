@@ -24,6 +24,8 @@ from orchestrator.retrieval.embedder_child import ChildLostError, EmbedderChild
 
 _MAX_FAILED_STARTS = 5
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+_AT_WORK_CPU_S = 0.02
+"""Processor time that shows a child at work; less is waking up and reading, in ticks of 10 ms."""
 
 
 @dataclass(slots=True, eq=False)
@@ -128,17 +130,40 @@ class Embedder:
         await self._stop_child()
         self._fail_waiting(_shutting_down())
 
-    async def embed_query(self, text: str) -> Vector:
+    async def embed_query(self, text: str, *, timeout_s: float | None = None) -> Vector:
         """
         The question's vector: (d,) float32 of unit length.
 
+        Args:
+            text: The question.
+            timeout_s: Longest wait, in seconds; None waits as long as it takes.
+
         Raises:
             QueueFull: If too many questions wait already.
-            EmbedderUnavailable: If the child is gone; it is being restarted.
+            EmbedderUnavailable: If the child is gone and being restarted, or if it did nothing at
+                all in that time.
+            TimeoutError: If that time was too short for a child that is at work: it has others
+                before this one, or too little of the processor.
         """
-        rows = await self._submit(self._queries, [text], retries=0)
+        child = self._child
+        used_s = 0.0 if child is None else child.used_cpu_s()
+        try:
+            async with asyncio.timeout(timeout_s):
+                rows = await self._submit(self._queries, [text], retries=0)
+        except TimeoutError as exc:
+            if self._at_work(child, used_s):
+                raise
+            raise EmbedderUnavailable(
+                f"The embedder did nothing for {timeout_s:g} s. Try again.", retry_after_s=1.0
+            ) from exc
         query: Vector = rows[0]
         return query
+
+    def _at_work(self, child: EmbedderChild | None, used_s: float) -> bool:
+        """Whether it is the same child as before, and has been computing since."""
+        if child is None or child is not self._child:
+            return False
+        return child.used_cpu_s() - used_s > _AT_WORK_CPU_S
 
     async def embed_passages(self, texts: Sequence[str]) -> Embeddings:
         """

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import psutil
 
 from orchestrator.domain import Embeddings
 from orchestrator.errors import EmbedderUnavailable
@@ -72,6 +73,14 @@ class EmbedderChild:
     def running(self) -> bool:
         """Whether the process has not ended."""
         return self._process.returncode is None
+
+    def used_cpu_s(self) -> float:
+        """Processor time that it has used so far, in seconds; 0 once it is gone."""
+        try:
+            used = psutil.Process(self._process.pid).cpu_times()
+        except psutil.NoSuchProcess:
+            return 0.0
+        return float(used.user + used.system)
 
     async def embed(self, texts: Sequence[str], *, timeout_s: float) -> Embeddings:
         """

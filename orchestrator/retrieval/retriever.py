@@ -6,7 +6,6 @@ other misses, and ranks need no common scale. Without its vector a question is s
 alone: fewer answers are found, but those that are found are real.
 """
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -35,8 +34,15 @@ _RRF_K = 60
 class QueryEmbedder(Protocol):
     """What turns a question into a vector."""
 
-    async def embed_query(self, text: str) -> Vector:
-        """The question's vector: (d,) float32 of unit length."""
+    async def embed_query(self, text: str, *, timeout_s: float) -> Vector:
+        """
+        The question's vector: (d,) float32 of unit length.
+
+        Raises:
+            EmbedderUnavailable: If there is none to be had.
+            QueueFull: If too many questions wait already.
+            TimeoutError: If it takes longer than that for no other reason than load.
+        """
         ...
 
 
@@ -149,18 +155,16 @@ class Retriever:
 
     async def _vector(self, text: str) -> Vector | OrchestratorError:
         """The question's vector, or why there is none."""
-        failures = (EmbedderUnavailable, TimeoutError)
+        timeout_s = self._embed_timeout_s
         try:
-            async with (
-                self._embedder_breaker.guard(failures),
-                asyncio.timeout(self._embed_timeout_s),
-            ):
-                return await self._embedder.embed_query(text)
+            # Being busy is no failure: only an embedder that does nothing counts against itself.
+            async with self._embedder_breaker.guard((EmbedderUnavailable,)):
+                return await self._embedder.embed_query(text, timeout_s=timeout_s)
         except (EmbedderUnavailable, QueueFull, CircuitOpen) as exc:
             return exc
         except TimeoutError:
             return EmbedderUnavailable(
-                f"The question was not embedded within {self._embed_timeout_s:g} s. Try again.",
+                f"The question was not embedded within {timeout_s:g} s. Try again.",
                 retry_after_s=1.0,
             )
 

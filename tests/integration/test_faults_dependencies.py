@@ -74,6 +74,19 @@ class TestRow35Embedder:
         assert wait_until(lambda: whole(hurt), RECOVERED_S)
         assert hurt.breaker("embedder") == "closed"
 
+    def test_it_is_trusted_again_although_nobody_asks(self, hurt):
+        """A breaker that opened closes by itself once its embedder answers: at night nobody calls."""
+        os.kill(hurt.embedder().pid, signal.SIGSTOP)
+        with concurrent.futures.ThreadPoolExecutor(6) as pool:
+            list(pool.map(lambda _: hurt.ask(), range(6)))
+        assert hurt.breaker("embedder") != "closed"
+        os.kill(hurt.embedder().pid, signal.SIGCONT)
+        assert wait_until(
+            lambda: hurt.status()["dependencies"]["embedder"]["status"] == "ok", RECOVERED_S
+        )
+        assert hurt.breaker("embedder") == "closed"
+        assert whole(hurt)
+
     def test_an_upload_waits_for_it(self, hurt):
         """A document that arrives meanwhile is taken, and ready once there is an embedder."""
         hurt.embedder().kill()
@@ -103,16 +116,17 @@ class TestRow35Store:
     """Without the document store there is nothing to answer from."""
 
     def test_one_that_fails_is_left_alone(self, hurt):
-        """503 store_unavailable, then its breaker answers; when it is back, so is the service."""
+        """503 store_unavailable, then its breaker answers; closes by itself when it is back."""
         with closing(sqlite3.connect(hurt.program.log.with_name("tidegate.db"))) as database:
             database.execute("ALTER TABLE chunks_fts RENAME TO lost")
             codes = [refused(hurt.ask()) for _ in range(12)]
             assert set(codes) == {(503, "store_unavailable"), (503, "circuit_open")}
             assert codes[-1] == (503, "circuit_open")
             assert hurt.series('tidegate_breaker_state{name="store"}') > 0
+            assert hurt.http.get("/readyz").status_code == 503
             database.execute("ALTER TABLE lost RENAME TO chunks_fts")
-        assert wait_until(lambda: whole(hurt))
-        assert hurt.breaker("store") == "closed"
+        assert wait_until(lambda: hurt.breaker("store") == "closed", 15)
+        assert whole(hurt)
 
     def test_a_damaged_one_is_told(self, running):
         """503 at once and not ready, while the process stays well. Last: nothing survives it."""

@@ -3,9 +3,24 @@
 import json
 import time
 
+import httpx2
 import pytest
 
-from tests.faults import CHAT, Bench, bench, is_passages_only, refused, wait_until
+from tests.fake_engine import FakeEngine
+from tests.faults import (
+    CHAT,
+    PATIENCE_S,
+    QUESTION,
+    SMALL,
+    Bench,
+    bench,
+    is_passages_only,
+    nothing_left,
+    refused,
+    upload,
+    wait_until,
+)
+from tests.running import orchestrator
 
 TOLERANCE_S = 0.8
 """What a busy machine may add; the promise itself is 0.1 s."""
@@ -16,6 +31,18 @@ def running(tmp_path_factory):
     """One orchestrator for the file."""
     with bench(tmp_path_factory.mktemp("engine")) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def lost(tmp_path_factory):
+    """An orchestrator with a document in it and no engine to be found."""
+    data_dir = tmp_path_factory.mktemp("lost")
+    with (
+        orchestrator(data_dir, "http://engine.invalid:8000", **SMALL) as program,
+        httpx2.Client(base_url=program.url, timeout=PATIENCE_S, trust_env=False) as http,
+    ):
+        upload(http)
+        yield http
 
 
 @pytest.fixture
@@ -87,6 +114,30 @@ class TestRow10Refused:
         assert broken.series("tidegate_engine_ready") == 0
         broken.proxy.play()
         assert wait_until(lambda: broken.http.get("/readyz").status_code == 200, 2)
+
+
+class TestRow10Unresolved:
+    """The engine's name leads nowhere: .invalid is reserved for that (RFC 6761)."""
+
+    def test_it_is_told_at_once(self, lost):
+        """503 with a Retry-After, or the passages; a resolver that hangs is nobody's wait."""
+        for _ in range(3):
+            began_s = time.monotonic()
+            response = lost.post("/ask", json={"question": QUESTION, "degrade": False})
+            assert time.monotonic() - began_s < 0.5 + TOLERANCE_S
+            assert refused(response) == (503, "engine_unavailable")
+            assert int(response.headers["retry-after"]) >= 1
+        assert is_passages_only(lost.post("/ask", json={"question": QUESTION}))
+        nothing_left(lost, FakeEngine())
+
+    def test_it_is_not_ready(self, lost):
+        """`/readyz` says why."""
+        response = lost.get("/readyz")
+        assert response.status_code == 503
+        engine = response.json()["dependencies"]["engine"]
+        assert engine["status"] == "down"
+        assert engine["detail"]
+        assert lost.get("/healthz").status_code == 200
 
 
 class TestRow11Silence:

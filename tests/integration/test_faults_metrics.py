@@ -85,6 +85,37 @@ def test_a_frozen_page_does_not_open_the_gate(watched):
     assert watched.engine.peak <= 8, "more were with the engine than the limit"
 
 
+def test_a_page_that_stands_still_while_it_answers_is_unknown(watched):
+    """Tokens come and no figure moves: the alarm and half the limits, until the page moves again."""
+    still = watched.engine.gauges()
+    watched.engine.page = lambda: still
+    watched.engine.play(tokens=["word "] * 60, token_s=0.05)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(watched.ask, degrade=False)
+        assert wait_until(lambda: watched.series(STALE) == 1)
+        assert not asked.done(), "found out only after the answer"
+        assert asked.result().status_code == 200
+    assert wait_until(lambda: watched.series(CORRECTION) == 0.5, 15)
+    assert watched.status()["gate"]["concurrent"] == 4
+    assert watched.series(STALE) == 1, "believed again because nobody asks"
+    speak(watched.engine)
+    assert watched.ask(degrade=False).status_code == 200
+    assert wait_until(lambda: watched.series(STALE) == 0)
+    assert wait_until(lambda: watched.series(CORRECTION) == 1, 10)
+
+
+def test_an_idle_engine_may_stand_still(watched):
+    """No alarm while nobody asks, nor while one long prompt is read, nor when its tokens come."""
+    assert not wait_until(lambda: watched.series(STALE) == 1, 1.5)
+    watched.engine.play(first_token_s=1.2)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(watched.ask, degrade=False)
+        while not asked.done():
+            assert watched.series(STALE) == 0
+    assert asked.result().status_code == 200
+    assert not wait_until(lambda: watched.series(STALE) == 1, 1.0)
+
+
 def test_the_cache_bounds_what_is_let_in(watched):
     """With room for two prompts in the engine's cache, two run, whatever the request limit says."""
     speak(watched.engine, kv_tokens=2500)

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +16,24 @@ import pytest
 from tests import pdfs
 from tests.fake_engine import FakeEngine, serving
 from tests.running import orchestrator
+
+# Our server around an application that leaves a thread behind, as a look-up of a name can be.
+LEAVES_A_THREAD = """
+import asyncio, socket, time
+from orchestrator.api.draining import Draining
+from orchestrator.server import _Server
+
+async def application(scope, receive, send):
+    await receive()
+    asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)
+    await send({"type": "lifespan.startup.complete"})
+    print("started", flush=True)
+    await receive()
+    await send({"type": "lifespan.shutdown.complete"})
+
+server = _Server(draining=Draining(application), on_drain=lambda: None, drain_timeout_s=1)
+server.run(sockets=[socket.create_server(("127.0.0.1", 0))])
+"""
 
 QUESTION = "At what water level are the gates closed?"
 TOKENS = ["The gates ", "close ", "at ", "3.40 ", "m ", "[1]", "."]
@@ -193,3 +213,15 @@ def test_a_second_signal_ends_it_at_once(stage, second):
     name, payload = done.result(5).last()
     assert (name, payload["error"]["code"]) == ("error", "not_ready")
     assert_gone(family)
+
+
+def test_a_thread_that_hangs_does_not_hold_up_the_end():
+    """When everything is closed nobody waits for a resolver or a disk that says nothing."""
+    command = [sys.executable, "-c", LEAVES_A_THREAD]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        began = time.monotonic()
+        process.terminate()
+        assert process.wait(60) == 0
+        assert time.monotonic() - began < 5

@@ -23,6 +23,8 @@ from orchestrator.resilience.retry import RetryBudget, RetryPolicy
 from tests.fake_engine import MODEL, WINDOW
 
 REQUEST = EngineRequest(model=MODEL, messages=[Message("user", "hi")], max_tokens=7)
+TOLERANCE_S = 0.2
+"""What a machine whose cores are taken may add to a timer; the promise itself is 0.1 s."""
 LOADING = (503, {"error": {"message": "loading"}}, {})
 
 
@@ -249,7 +251,7 @@ async def test_the_deadline_ends_the_wait_for_the_first_token(client, fake_engin
     began_s = asyncio.get_running_loop().time()
     with pytest.raises(DeadlineExceeded):
         await answer(client, deadline_s=0.1)
-    assert asyncio.get_running_loop().time() - began_s < 0.3
+    assert 0.1 <= asyncio.get_running_loop().time() - began_s < 0.1 + TOLERANCE_S
 
 
 async def test_closing_the_stream_aborts_the_request(client, fake_engine, breaker):

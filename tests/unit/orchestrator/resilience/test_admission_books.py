@@ -291,6 +291,17 @@ def test_room_that_the_engine_shows_is_given_out():
     assert waits.granted
 
 
+def test_what_the_engine_has_sent_is_counted():
+    """All tokens of all answers, also of those that are over; none of whom the books do not know."""
+    bench = Bench(max_concurrent=3)
+    first, second = bench.enter(), bench.enter()
+    bench.gate.progress(first, 3)
+    bench.gate.leave(first)
+    bench.gate.progress(first, 100)
+    bench.gate.progress(second, 4)
+    assert bench.gate._ledger.own_load().received_tokens == 7
+
+
 def test_a_tenant_is_charged_what_it_used():
     """Foretold at first, corrected with the prompt's length, and with the answer's in the end."""
     bench = Bench(max_concurrent=3)

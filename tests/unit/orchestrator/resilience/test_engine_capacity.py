@@ -213,6 +213,77 @@ def test_the_prompt_window_widens_while_answers_begin_at_once(bench):
     assert window(9.0) == least
 
 
+COUNTING = replace(QUIET, running=1, generated=500, steps=40)
+
+
+class Receiving(Bench):
+    """The same, with an engine that sends us so many tokens before each look."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = 0
+
+    def receive(self, reading, tokens=10, times=1):
+        for _ in range(times):
+            self.tokens += tokens
+            self.look(reading, OwnLoad(running=1, received_tokens=self.tokens))
+        return self.capacity
+
+
+@pytest.mark.parametrize(
+    "page", [COUNTING, replace(COUNTING, steps=None), replace(COUNTING, generated=None)]
+)
+def test_figures_that_stand_still_while_tokens_come_are_a_lie(page):
+    """Unknown from 3 s after they were seen to stand still, proven by one more look; then half."""
+    bench = Receiving()
+    bench.receive(page, times=5)
+    assert not bench.capacity.stale
+    bench.receive(page)
+    assert bench.capacity.stale
+    assert bench.capacity.correction == pytest.approx(0.9)
+    bench.receive(page, times=100)
+    assert bench.capacity.correction == 0.5
+    assert bench.receive(page, tokens=0, times=10).stale, "believed again because nobody asks"
+    bench.look(None)
+    assert bench.receive(page, tokens=0).stale
+    moved = replace(page, kv_usage=0.1)
+    assert not bench.receive(moved).stale
+    for step in range(40):
+        bench.receive(replace(COUNTING, generated=600 + step))
+    assert bench.capacity.correction == 1.0
+
+
+@pytest.mark.parametrize("running", [0, 1])
+def test_an_engine_that_sends_nothing_may_stand_still(running):
+    """Idle, or reading one long prompt: its figures are true for as long as no token comes."""
+    bench = Receiving()
+    bench.receive(replace(COUNTING, running=running), tokens=0, times=100)
+    assert not bench.capacity.stale
+    assert bench.capacity.correction == 1.0
+
+
+def test_a_token_that_is_newer_than_the_page_proves_nothing():
+    """Received while the page was on its way: the next look has it."""
+    bench = Receiving()
+    bench.receive(COUNTING, tokens=0, times=10)
+    bench.receive(COUNTING)
+    assert not bench.receive(replace(COUNTING, generated=510)).stale
+
+
+def test_a_token_that_is_older_than_the_page_proves_nothing():
+    """The last ones of an answer may come after the look that counted them, and nobody asks then."""
+    bench = Receiving()
+    bench.receive(COUNTING, times=3)
+    assert not bench.receive(COUNTING, tokens=0, times=100).stale
+
+
+def test_figures_without_a_count_of_tokens_may_stand_still():
+    """Gauges alone can be the same by chance: some engines have nothing else."""
+    bench = Receiving()
+    bench.receive(replace(COUNTING, generated=None, steps=None), times=100)
+    assert not bench.capacity.stale
+
+
 NUMBER = st.none() | st.integers(-10, 10**9)
 GARBAGE = st.none() | st.builds(
     EngineReading,
@@ -222,6 +293,8 @@ GARBAGE = st.none() | st.builds(
     waiting=NUMBER,
     waiting_for_cache=NUMBER,
     preemptions=NUMBER,
+    generated=NUMBER,
+    steps=NUMBER,
     token_s=st.none() | st.floats(0, 1e9, allow_nan=False),
 )
 

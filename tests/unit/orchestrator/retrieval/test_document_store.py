@@ -274,6 +274,16 @@ def test_a_closed_store_says_so(store):
         store.set_meta("a", "b")
 
 
+def test_a_store_that_cannot_be_searched_is_not_well(store, library):
+    """Reading the rest of the file proves nothing of the index of its words."""
+    library.publish("a", "one")
+    store.check()
+    with store.database.write() as db:
+        db.execute("ALTER TABLE chunks_fts RENAME TO lost")
+    with pytest.raises(StoreUnavailable, match="chunks_fts"):
+        store.check()
+
+
 def test_a_newer_schema_is_refused(store):
     """A file of a newer version is left alone."""
     store.close()

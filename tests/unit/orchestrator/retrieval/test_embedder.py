@@ -35,6 +35,9 @@ while prefix := into.read(4):
             os.kill(os.getpid(), signal.SIGKILL)
         if text == "hang":
             time.sleep(60)
+        if text == "compute":
+            while True:
+                pass
         if text == "wait":
             open(folder + "/waiting", "w").close()
             while not os.path.exists(folder + "/go"):
@@ -203,6 +206,47 @@ async def test_a_silent_child_is_replaced(embedder):
         await embedder.embed_query("hang")
     embedder._request_timeout_s = 5.0
     assert (await embedder.embed_query("next")).tolist() == [4.0]
+
+
+@pytest.fixture
+async def before(embedder, tmp_path):
+    """Hands the child passages, and waits until it has them."""
+    tasks = []
+
+    async def before(*passages):
+        if passages:
+            tasks.append(asyncio.create_task(embedder.embed_passages(passages)))
+            await until((tmp_path / "log").exists)
+
+    yield before
+    for task in tasks:
+        task.cancel()
+
+
+@pytest.mark.parametrize(("passages", "text"), [(["compute"], "q"), ([], "compute")])
+async def test_a_child_at_work_is_slow_and_not_silent(embedder, before, passages, text):
+    """A question that others keep waiting, or that takes long, ran out of time: nobody failed."""
+    await before(*passages)
+    with pytest.raises(TimeoutError):
+        await embedder.embed_query(text, timeout_s=0.5)
+    assert embedder.waiting == (0, 0)
+
+
+@pytest.mark.parametrize(("passages", "text"), [(["hang"], "q"), ([], "hang")])
+async def test_a_child_that_does_nothing_is_told_as_such(embedder, before, passages, text):
+    """Neither computing nor answering for all of the time that a question has is a failure."""
+    await before(*passages)
+    with pytest.raises(EmbedderUnavailable, match=r"did nothing for 0\.1 s"):
+        await embedder.embed_query(text, timeout_s=0.1)
+    assert embedder.waiting == (0, 0)
+
+
+async def test_a_child_that_is_being_replaced_is_not_at_work(embedder):
+    """What loads its model computes, and is nevertheless not there."""
+    os.kill(embedder._child._process.pid, signal.SIGKILL)
+    await until(lambda: not embedder.alive)
+    with pytest.raises(EmbedderUnavailable):
+        await embedder.embed_query("q", timeout_s=0.001)
 
 
 async def test_a_child_out_of_step_is_replaced(embedder):

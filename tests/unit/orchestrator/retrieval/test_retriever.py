@@ -32,9 +32,11 @@ class FakeEmbedder:
         self.hangs = False
         self.error = None
         self.asked = 0
+        self.timeout_s = None
 
-    async def embed_query(self, text):
+    async def embed_query(self, text, *, timeout_s):
         self.asked += 1
+        self.timeout_s = timeout_s
         if self.error is not None:
             raise self.error
         if self.hangs:
@@ -210,26 +212,37 @@ async def test_words_alone_do_not_say_that_there_is_nothing(retrieve, library, e
     assert refusal.value.retry_after_s == 3
 
 
-async def test_a_slow_embedder_is_waited_for_so_long(make_retriever, library, embedder, breakers):
-    """After `embed_timeout_s` words must do; five times, and nobody waits any longer."""
+async def test_a_dead_embedder_is_left_alone(retrieve, library, embedder, breakers):
+    """Five failures in a row, and nobody waits for it any longer."""
     library.publish("a", "the turbine")
-    retriever = make_retriever(embed_timeout_s=0.01)
-    embedder.hangs = True
+    embedder.error = EmbedderUnavailable("does nothing")
     for _ in range(5):
-        assert (await ask(retriever)).by_words_only
+        assert (await retrieve()).by_words_only
     assert breakers["embedder"].state == "open"
     assert embedder.asked == 5
-    assert (await ask(retriever)).by_words_only
+    assert (await retrieve()).by_words_only
     assert embedder.asked == 5
 
 
-async def test_a_full_lane_is_not_the_embedders_fault(retrieve, library, embedder, breakers):
-    """Being busy opens no breaker."""
+@pytest.mark.parametrize("error", [QueueFull("full"), TimeoutError()])
+async def test_load_is_not_the_embedders_fault(make_retriever, library, embedder, breakers, error):
+    """Neither a full lane nor a child that works too slowly opens the breaker; words must do."""
     library.publish("a", "the turbine")
-    embedder.error = QueueFull("full")
+    retriever = make_retriever(embed_timeout_s=0.5)
+    embedder.error = error
     for _ in range(20):
-        assert (await retrieve()).by_words_only
+        assert (await ask(retriever)).by_words_only
     assert breakers["embedder"].state == "closed"
+    assert (embedder.asked, embedder.timeout_s) == (20, 0.5)
+
+
+async def test_a_question_that_ran_out_of_time_is_told_so(retrieve, library, embedder):
+    """If its words are not found either, it is 503 with a time to return."""
+    library.publish("a", "the turbine")
+    embedder.error = TimeoutError()
+    with pytest.raises(EmbedderUnavailable, match="not embedded within 10 s") as refusal:
+        await retrieve("Who won the cup?")
+    assert refusal.value.retry_after_s == 1
 
 
 async def test_a_failing_store_is_left_alone(retrieve, library, store, embedder, breakers):

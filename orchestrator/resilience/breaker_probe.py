@@ -1,0 +1,64 @@
+"""
+Who tries a dependency that was left alone, when nobody asks.
+
+A breaker that is half open waits for a call to prove the dependency well. At night nobody calls, and
+nobody could tell whether it is well again: so we try ourselves, with something cheap.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.resilience.circuit_breaker import CircuitBreaker
+
+
+class BreakerProbe:
+    """
+    Makes one call as soon as the breaker lets one through, and never beside another's.
+
+    Args:
+        breaker: Told how the call ended, as of any other.
+        attempt: Makes it; bounds its own time.
+        failures: What counts against the dependency; every other error of ours says nothing.
+        look_s: Seconds between two looks at the breaker.
+    """
+
+    def __init__(
+        self,
+        *,
+        breaker: CircuitBreaker,
+        attempt: Callable[[], Awaitable[object]],
+        failures: tuple[type[BaseException], ...],
+        look_s: float = 0.25,
+    ) -> None:
+        self._breaker = breaker
+        self._attempt = attempt
+        self._failures = failures
+        self._look_s = look_s
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Look again and again, in the background."""
+        self._task = asyncio.create_task(self._watch(), name=f"probe-{self._breaker.name}")
+
+    async def aclose(self) -> None:
+        """Stop looking; a call that is out is cut off, which says nothing about anybody."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def look(self) -> None:
+        """Make the call if the breaker waits for one."""
+        if self._breaker.state != "half_open":
+            return
+        # If somebody else's call is out, the breaker refuses ours.
+        with suppress(OrchestratorError, TimeoutError, *self._failures):
+            async with self._breaker.guard(self._failures):
+                await self._attempt()
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._look_s)
+            await self.look()
