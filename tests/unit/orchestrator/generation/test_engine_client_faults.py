@@ -190,7 +190,7 @@ async def test_a_silent_resolver_is_waited_for_as_long_as_the_connect_timer_says
                 await client.models()
             assert CONNECT_S <= now_s() - began_s < CONNECT_S + TOLERANCE_S
             began_s = now_s()
-            with pytest.raises(EngineUnavailable, match="no connection within 0.25 s"):
+            with pytest.raises(EngineUnavailable, match="no connection within"):
                 await anext(client.stream(REQUEST, Deadline(5)))
             # Tried twice, for nothing has reached an engine.
             assert 2 * CONNECT_S <= now_s() - began_s < 2 * (CONNECT_S + TOLERANCE_S)
