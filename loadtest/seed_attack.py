@@ -3,11 +3,11 @@ The load that brings a naive service down, beside people who ask ordinary questi
 
     make seed-attack [ENGINE=simulator|vllm] [URL=http://127.0.0.1:8080]
 
-Ten times the very `curl` of the report that started this project, ten times the same with a question
-that is really long, and one "Explain everything in 5000 words" with the longest answer that may be
-asked for, all at once. Prints what became of each, and the ordinary questions' times alone and beside
-them. The exit code is 1 if an attacker got no answer, or if ordinary questions take over twice as long.
-Without URL it starts a stack of its own.
+Two rounds. As reported: ten times the very `curl` of the report that started this project and one
+"Explain everything in 5000 words" with the longest answer that may be asked for, all at once. Harder:
+the same, and ten questions that are really long. Prints what became of each, and the ordinary questions'
+times alone and beside them. The exit code is 1 if an attacker got no answer, or if beside the attack as
+it was reported ordinary questions take over twice as long. Without URL it starts a stack of its own.
 """
 
 import argparse
@@ -36,7 +36,7 @@ ATTACKERS = 10
 LONGEST_ANSWER_TOKENS = 2048
 LONG_QUESTION_CHARS = 6000
 ORDINARY_TOKENS = 32
-ORDINARY_ASKS = 24
+ORDINARY_ASKS = 100
 GIVE_UP_S = 180
 MAX_SLOWDOWN = 2.0
 ESSAY = "Explain everything in 5000 words: the station, its gates, its lock and its tides."
@@ -68,14 +68,15 @@ class Attacker:
         )
 
 
-def attack(url: str) -> list[Attacker]:
+def attack(url: str, *, harder: bool) -> list[Attacker]:
     """Every attacker, started at once."""
     filler = " and ".join(q.question.rstrip("?") for q in HANDBOOK_QUESTIONS)
     long = (filler + " and ") * (LONG_QUESTION_CHARS // len(filler) + 1)
     essay = json.dumps({"question": ESSAY, "max_tokens": LONGEST_ANSWER_TOKENS})
     bodies = [
         *[("as reported", '{"question": "Long question..."}')] * ATTACKERS,
-        *[("really long", json.dumps({"question": long[:LONG_QUESTION_CHARS]}))] * ATTACKERS,
+        *[("really long", json.dumps({"question": long[:LONG_QUESTION_CHARS]}))]
+        * (ATTACKERS if harder else 0),
         ("5000 words", essay),
     ]
     return [Attacker(kind, _curl(url, body)) for kind, body in bodies]
@@ -95,28 +96,47 @@ def ordinary(http: httpx2.Client, attackers: Sequence[Attacker] = ()) -> list[fl
     return took_s
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What became of one attack, and the seconds of ordinary questions beside it."""
+
+    name: str
+    outcomes: Counter[str]
+    ordinary_s: list[float]
+
+
 def run(url: str) -> int:
     """Attack, and print what came of it; gives the exit code."""
     with httpx2.Client(base_url=url, timeout=GIVE_UP_S, trust_env=False) as http:
         ordinary(http)  # fills the engine's prefix cache, as any service's is that has users
         alone_s = ordinary(http)
-        attackers = attack(url)
-        beside_s = ordinary(http, attackers)
-        outcomes = Counter(attacker.outcome() for attacker in attackers)
+        rounds = []
+        for name in ("as reported", "harder"):
+            attackers = attack(url, harder=name == "harder")
+            beside_s = ordinary(http, attackers)
+            rounds.append(Round(name, Counter(a.outcome() for a in attackers), beside_s))
         alive = http.get("/healthz").is_success
-    alone_p99, beside_p99 = percentile(alone_s, 0.99) or 0.0, percentile(beside_s, 0.99) or 0.0
     print(f"\n{machine()}, commit {commit()}\n\n| what | figure |\n|---|---|")
-    for outcome, n in sorted(outcomes.items()):
-        print(f"| {outcome} | {n} |")
-    for name, took_s in (("alone", alone_s), ("beside the attack", beside_s)):
-        print(
-            f"| ordinary questions {name}, n={len(took_s)} | p50 {statistics.median(took_s):.2f} s, "
-            f"p99 {percentile(took_s, 0.99):.2f} s |"
-        )
-    ratio = beside_p99 / alone_p99
-    print(f"| p99 beside / alone (objective <= {MAX_SLOWDOWN:g}) | {ratio:.2f} |")
-    unanswered = [outcome for outcome in outcomes if "no answer" in outcome or ": 000" in outcome]
-    return int(ratio > MAX_SLOWDOWN or bool(unanswered) or not alive)
+    print(f"| ordinary questions alone | {_times(alone_s)} |")
+    ratios = [_report(found, alone_s) for found in rounds]
+    unanswered = [o for r in rounds for o in r.outcomes if "no answer" in o or ": 000" in o]
+    return int(ratios[0] > MAX_SLOWDOWN or bool(unanswered) or not alive)
+
+
+def _report(found: Round, alone_s: Sequence[float]) -> float:
+    """Print one round; gives the 99th percentile of ordinary questions over that alone."""
+    for outcome, n in sorted(found.outcomes.items()):
+        print(f"| {found.name}: {outcome} | {n} |")
+    print(f"| {found.name}: ordinary questions beside it | {_times(found.ordinary_s)} |")
+    ratio = (percentile(found.ordinary_s, 0.99) or 0.0) / (percentile(alone_s, 0.99) or 1.0)
+    objective = f" (objective <= {MAX_SLOWDOWN:g})" if found.name == "as reported" else ""
+    print(f"| {found.name}: p99 beside / alone{objective} | {ratio:.2f} |")
+    return ratio
+
+
+def _times(took_s: Sequence[float]) -> str:
+    p99_s = percentile(took_s, 0.99) or 0.0
+    return f"p50 {statistics.median(took_s):.2f} s, p99 {p99_s:.2f} s, n={len(took_s)}"
 
 
 def main() -> int:
