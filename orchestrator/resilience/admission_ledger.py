@@ -6,6 +6,7 @@ method is a plain `def`, so on one event loop each is atomic. Time comes in as a
 come from `admission_policy`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from orchestrator.resilience import admission_policy as policy
 from orchestrator.resilience.admission_policy import (
     Action,
     AdmissionLimits,
+    Capacity,
     Decision,
     Demand,
     Load,
@@ -22,6 +24,7 @@ from orchestrator.resilience.admission_policy import (
 from orchestrator.resilience.admission_ticket import Ticket
 from orchestrator.resilience.engine_capacity import EngineCapacity, OwnLoad
 from orchestrator.resilience.load_estimates import (
+    AnswerPace,
     DrainMeter,
     Forecasts,
     OutputLengths,
@@ -30,6 +33,7 @@ from orchestrator.resilience.load_estimates import (
 from orchestrator.resilience.tenant_charges import TenantCharges
 
 SERVICE_SMOOTHING = 0.1
+LIMIT_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,10 @@ class AdmissionLedger:
         self._forecasts = Forecasts()
         self._refusals = RefusalStreak()
         self._finish_s = 0.0
+        self._pace = AnswerPace()
+        self._allowed_s: float | None = None
+        self._answer_limit = math.inf
+        self._limited_s = 0.0
         self._places: dict[Ticket, tuple[int, int]] | None = None
         self.service_s = 0.0
         self.brownout = False
@@ -141,6 +149,7 @@ class AdmissionLedger:
         if ticket not in self._live:
             return
         ticket.produced += tokens
+        self._pace.done(tokens, now_s)
         if ticket.prefilled:
             self._drain.done(tokens, now_s)
             return
@@ -174,6 +183,8 @@ class AdmissionLedger:
 
     def dispatch(self, now_s: float) -> None:
         """Let in whoever is next, as long as the next one fits."""
+        self._pace.live(len(self._live), now_s)
+        self._limit_answers(now_s)
         while self._queue:
             ticket = next(iter(self._queue)) if len(self._queue) == 1 else self._in_order()[0]
             if not self._fits(ticket):
@@ -205,7 +216,7 @@ class AdmissionLedger:
 
     def state(self, now_s: float) -> GateState:
         """The books, now."""
-        current = self._capacity.current()
+        current = self._room()
         return GateState(
             running=len(self._live),
             queued=len(self._queue),
@@ -253,7 +264,32 @@ class AdmissionLedger:
         unread = sum(t.demand.prompt_tokens for t in self._live if not t.prefilled)
         load = Load([t.live for t in self._live], unread)
         band = ticket.caller.band
-        return policy.fits(ticket.demand, band, load, self._capacity.current(), self._limits)
+        return policy.fits(ticket.demand, band, load, self._room(), self._limits)
+
+    def _room(self) -> Capacity:
+        """What the engine can hold of ours, and no more than can end in time."""
+        current = self._capacity.current()
+        if self._answer_limit >= current.concurrent:
+            return current
+        return replace(current, concurrent=round(self._answer_limit))
+
+    def _limit_answers(self, now_s: float) -> None:
+        """Follow the engine's pace, once a second."""
+        if now_s - self._limited_s < LIMIT_EVERY_S:
+            return
+        self._limited_s = now_s
+        seen = self._pace.seen(now_s)
+        if seen is None or self._allowed_s is None:
+            self._answer_limit = math.inf
+            return
+        running, answer_s = seen
+        self._answer_limit = policy.answer_limit(
+            self._answer_limit,
+            running=running,
+            answer_s=answer_s,
+            allowed_s=self._allowed_s,
+            anyone_waits=bool(self._queue),
+        )
 
     def _all_places(self) -> dict[Ticket, tuple[int, int]]:
         """Position and work ahead of everybody who waits; kept until the queue changes."""
@@ -280,6 +316,10 @@ class AdmissionLedger:
     def _admit(self, ticket: Ticket, now_s: float) -> None:
         self._charge(ticket)
         self._live[ticket] = None
+        self._pace.live(len(self._live), now_s)
+        allowed_s = ticket.deadline_s - now_s
+        before_s = allowed_s if self._allowed_s is None else self._allowed_s
+        self._allowed_s = before_s + SERVICE_SMOOTHING * (allowed_s - before_s)
         ticket.grant(now_s)
 
     def _left_queue(self, ticket: Ticket, now_s: float) -> None:
@@ -298,6 +338,8 @@ class AdmissionLedger:
         used = ticket.demand.prompt_tokens + policy.OUTPUT_WEIGHT * ticket.produced
         self._charges.charge(ticket.caller.tenant, used)
         took_s = 0.0 if ticket.granted_s is None else now_s - ticket.granted_s
+        if ticket.prefilled:
+            self._pace.left(ticket.produced, finished=ticket.finished)
         if ticket.finished:
             self._outputs.setdefault(ticket.route, OutputLengths()).learn(ticket.produced)
             self._finish_s += SERVICE_SMOOTHING * (took_s - self._finish_s)

@@ -1,5 +1,7 @@
 """The gate's books under any order of events: what is reserved, who waits, who is never forgotten."""
 
+import contextlib
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -527,3 +529,29 @@ def test_a_draining_gate_lets_nobody_in():
         bench.gate.notice(waits, bench.deadline(), bench.now_s + 100.0)
     bench.gate.observe(None)
     assert (inside.granted, waits.granted) == (True, False)
+
+
+def share(bench, *, token_s, seconds):
+    """Eight callers who ask again, 60 s each for 40 tokens that come every `token_s`."""
+    tickets = list(bench.gate._ledger.live) + list(bench.gate._ledger.queue)
+    for _ in range(round(seconds / token_s)):
+        bench.now_s += token_s
+        for ticket in [t for t in tickets if t.granted]:
+            bench.gate.progress(ticket, 1)
+            if ticket.produced >= 40:
+                ticket.finished = True
+                bench.gate.leave(ticket)
+                tickets.remove(ticket)
+        for _ in range(8 - len(tickets)):
+            with contextlib.suppress(Overloaded):
+                tickets.append(bench.enter(prompt=0, output=40, within_s=60.0))
+    return bench.gate.state().concurrent
+
+
+def test_as_many_share_a_slow_engine_as_get_their_answers_in_time():
+    """It is followed down when it becomes slow, never to nobody, and up when it is fast again."""
+    bench = Bench(max_concurrent=6, max_queued=50, wait_target_s=1000.0)
+    assert share(bench, token_s=0.05, seconds=60) == 6
+    assert 1 <= share(bench, token_s=2.0, seconds=240) <= 4
+    assert bench.gate.running <= 4
+    assert share(bench, token_s=0.05, seconds=60) == 6
