@@ -34,6 +34,9 @@ from orchestrator.resilience.tenant_charges import TenantCharges
 
 SERVICE_SMOOTHING = 0.1
 LIMIT_EVERY_S = 1.0
+LATE_SMOOTHING = 0.05
+LATE_SHARE = 0.1
+"""Answers that may run out of time before it is a sign of congestion: there are always long ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class AdmissionLedger:
         self._drain = DrainMeter()
         self._forecasts = Forecasts()
         self._refusals = RefusalStreak()
-        self._finish_s = 0.0
+        self._finish_s = self._late_share = 0.0
         self._pace = AnswerPace()
         self._allowed_s: float | None = None
         self._answer_limit = math.inf
@@ -212,6 +215,7 @@ class AdmissionLedger:
             # A prompt counts as read: what is not yet there must not look like somebody else's.
             resident_tokens=sum(t.live[0] for t in self._live),
             limit_bound=bool(self._queue),
+            tokens_per_s=self._drain.last_tokens_per_s,
         )
 
     def state(self, now_s: float) -> GateState:
@@ -343,9 +347,12 @@ class AdmissionLedger:
         if ticket.finished:
             self._outputs.setdefault(ticket.route, OutputLengths()).learn(ticket.produced)
             self._finish_s += SERVICE_SMOOTHING * (took_s - self._finish_s)
+            self._late_share -= LATE_SMOOTHING * self._late_share
         elif now_s >= ticket.deadline_s and took_s > self._finish_s:
             # It had more time than the others need; one that had less has itself to blame.
-            self._capacity.late()
+            self._late_share += LATE_SMOOTHING * (1.0 - self._late_share)
+            if self._late_share > LATE_SHARE:
+                self._capacity.late()
 
     def _follow(self, now_s: float) -> None:
         """Batch work waits rather than spoil the answers of those who sit before a screen."""

@@ -53,6 +53,11 @@ class DrainMeter:
     def tokens_per_s(self, now_s: float) -> float | None:
         """The rate; None until it is known."""
         self._advance(now_s)
+        return self.last_tokens_per_s
+
+    @property
+    def last_tokens_per_s(self) -> float | None:
+        """The rate when something last happened; None until it is known."""
         if self._busy_s < self._min_busy_s or not self._tokens:
             return None
         return self._tokens / self._busy_s
