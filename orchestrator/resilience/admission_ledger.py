@@ -6,6 +6,8 @@ method is a plain `def`, so on one event loop each is atomic. Time comes in as a
 come from `admission_policy`.
 """
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -14,6 +16,7 @@ from orchestrator.resilience import admission_policy as policy
 from orchestrator.resilience.admission_policy import (
     Action,
     AdmissionLimits,
+    Capacity,
     Decision,
     Demand,
     Load,
@@ -22,6 +25,7 @@ from orchestrator.resilience.admission_policy import (
 from orchestrator.resilience.admission_ticket import Ticket
 from orchestrator.resilience.engine_capacity import EngineCapacity, OwnLoad
 from orchestrator.resilience.load_estimates import (
+    AnswerPace,
     DrainMeter,
     Forecasts,
     OutputLengths,
@@ -30,6 +34,10 @@ from orchestrator.resilience.load_estimates import (
 from orchestrator.resilience.tenant_charges import TenantCharges
 
 SERVICE_SMOOTHING = 0.1
+LIMIT_EVERY_S = 1.0
+LATE_SMOOTHING = 0.05
+LATE_SHARE = 0.1
+"""Answers that may run out of time before it is a sign of congestion: there are always long ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +81,18 @@ class AdmissionLedger:
         self._capacity = capacity
         self._queue: dict[Ticket, None] = {}
         self._live: dict[Ticket, None] = {}
+        self._present: Counter[str] = Counter()
         self._charges = TenantCharges()
         self._outputs: dict[str, OutputLengths] = {}
         self._drain = DrainMeter()
         self._forecasts = Forecasts()
         self._refusals = RefusalStreak()
-        self._finish_s = 0.0
+        self._finish_s = self._late_share = 0.0
         self._received_tokens = 0
+        self._pace = AnswerPace()
+        self._allowed_s: float | None = None
+        self._answer_limit = math.inf
+        self._limited_s = 0.0
         self._places: dict[Ticket, tuple[int, int]] | None = None
         self.service_s = 0.0
         self.brownout = False
@@ -102,8 +115,7 @@ class AdmissionLedger:
     def enter(self, ticket: Ticket, *, remaining_s: float, now_s: float) -> Decision:
         """Decide about an arrival, and write it down unless it is refused."""
         self._places = None
-        present = {t.caller.tenant for t in (*self._queue, *self._live)}
-        self._charges.arrive(ticket.caller.tenant, present)
+        self._charges.arrive(ticket.caller.tenant, self._present.keys())
         tickets = list(self._queue)
         waiting = [t.waiting for t in tickets]
         standing = policy.standing(ticket.waiting, waiting, self._charges.charged)
@@ -111,6 +123,7 @@ class AdmissionLedger:
         if decision.action is Action.REFUSE:
             self._refuse(ticket, decision, standing.ahead_tokens, now_s)
             return decision
+        self._present[ticket.caller.tenant] += 1
         if decision.action is Action.DISPLACE and standing.before is not None:
             self._displace(tickets[standing.before], now_s)
         if decision.action is Action.ADMIT:
@@ -133,6 +146,7 @@ class AdmissionLedger:
             self._settle(ticket, now_s)
         else:
             return
+        self._gone(ticket)
         self.dispatch(now_s)
         if not self._live and not self._queue:
             self._charges.forget()
@@ -143,6 +157,7 @@ class AdmissionLedger:
             return
         ticket.produced += tokens
         self._received_tokens += tokens
+        self._pace.done(tokens, now_s)
         if ticket.prefilled:
             self._drain.done(tokens, now_s)
             return
@@ -176,6 +191,8 @@ class AdmissionLedger:
 
     def dispatch(self, now_s: float) -> None:
         """Let in whoever is next, as long as the next one fits."""
+        self._pace.live(len(self._live), now_s)
+        self._limit_answers(now_s)
         while self._queue:
             ticket = next(iter(self._queue)) if len(self._queue) == 1 else self._in_order()[0]
             if not self._fits(ticket):
@@ -204,11 +221,12 @@ class AdmissionLedger:
             resident_tokens=sum(t.live[0] for t in self._live),
             limit_bound=bool(self._queue),
             received_tokens=self._received_tokens,
+            tokens_per_s=self._drain.last_tokens_per_s,
         )
 
     def state(self, now_s: float) -> GateState:
         """The books, now."""
-        current = self._capacity.current()
+        current = self._room()
         return GateState(
             running=len(self._live),
             queued=len(self._queue),
@@ -249,14 +267,46 @@ class AdmissionLedger:
 
     def _displace(self, ticket: Ticket, now_s: float) -> None:
         del self._queue[ticket]
+        self._gone(ticket)
         ticket.displace()
         self._left_queue(ticket, now_s)
+
+    def _gone(self, ticket: Ticket) -> None:
+        tenant = ticket.caller.tenant
+        self._present[tenant] -= 1
+        if not self._present[tenant]:
+            del self._present[tenant]
 
     def _fits(self, ticket: Ticket) -> bool:
         unread = sum(t.demand.prompt_tokens for t in self._live if not t.prefilled)
         load = Load([t.live for t in self._live], unread)
         band = ticket.caller.band
-        return policy.fits(ticket.demand, band, load, self._capacity.current(), self._limits)
+        return policy.fits(ticket.demand, band, load, self._room(), self._limits)
+
+    def _room(self) -> Capacity:
+        """What the engine can hold of ours, and no more than can end in time."""
+        current = self._capacity.current()
+        if self._answer_limit >= current.concurrent:
+            return current
+        return replace(current, concurrent=round(self._answer_limit))
+
+    def _limit_answers(self, now_s: float) -> None:
+        """Follow the engine's pace, once a second."""
+        if now_s - self._limited_s < LIMIT_EVERY_S:
+            return
+        self._limited_s = now_s
+        seen = self._pace.seen(now_s)
+        if seen is None or self._allowed_s is None:
+            self._answer_limit = math.inf
+            return
+        running, answer_s = seen
+        self._answer_limit = policy.answer_limit(
+            self._answer_limit,
+            running=running,
+            answer_s=answer_s,
+            allowed_s=self._allowed_s,
+            anyone_waits=bool(self._queue),
+        )
 
     def _all_places(self) -> dict[Ticket, tuple[int, int]]:
         """Position and work ahead of everybody who waits; kept until the queue changes."""
@@ -283,6 +333,10 @@ class AdmissionLedger:
     def _admit(self, ticket: Ticket, now_s: float) -> None:
         self._charge(ticket)
         self._live[ticket] = None
+        self._pace.live(len(self._live), now_s)
+        allowed_s = ticket.deadline_s - now_s
+        before_s = allowed_s if self._allowed_s is None else self._allowed_s
+        self._allowed_s = before_s + SERVICE_SMOOTHING * (allowed_s - before_s)
         ticket.grant(now_s)
 
     def _left_queue(self, ticket: Ticket, now_s: float) -> None:
@@ -301,12 +355,17 @@ class AdmissionLedger:
         used = ticket.demand.prompt_tokens + policy.OUTPUT_WEIGHT * ticket.produced
         self._charges.charge(ticket.caller.tenant, used)
         took_s = 0.0 if ticket.granted_s is None else now_s - ticket.granted_s
+        if ticket.prefilled:
+            self._pace.left(ticket.produced, finished=ticket.finished)
         if ticket.finished:
             self._outputs.setdefault(ticket.route, OutputLengths()).learn(ticket.produced)
             self._finish_s += SERVICE_SMOOTHING * (took_s - self._finish_s)
+            self._late_share -= LATE_SMOOTHING * self._late_share
         elif now_s >= ticket.deadline_s and took_s > self._finish_s:
             # It had more time than the others need; one that had less has itself to blame.
-            self._capacity.late()
+            self._late_share += LATE_SMOOTHING * (1.0 - self._late_share)
+            if self._late_share > LATE_SHARE:
+                self._capacity.late()
 
     def _follow(self, now_s: float) -> None:
         """Batch work waits rather than spoil the answers of those who sit before a screen."""

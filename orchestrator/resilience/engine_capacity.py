@@ -29,6 +29,8 @@ MAX_WINDOW_TOKENS = 1 << 20
 CROWDED = 0.8
 """Share of the cache in use from which requests that wait in the engine wait for the cache."""
 SLOWED = 2.0
+DOES_LESS = 1.5
+"""Factor by which less gets done, prompts included, on an engine whose tokens really are slower."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +81,14 @@ class OwnLoad:
         resident_tokens: What they hold of its cache.
         limit_bound: Whether others wait for them.
         received_tokens: Tokens that it has sent us since we started.
+        tokens_per_s: What it gets done while they do, prompts included; None if unknown.
     """
 
     running: int = 0
     resident_tokens: int = 0
     limit_bound: bool = False
     received_tokens: int = 0
+    tokens_per_s: float | None = None
 
 
 class EngineCapacity:
@@ -124,6 +128,7 @@ class EngineCapacity:
         self._token_floor_s: float | None = None
         self._slow_before = False
         self._floor_running = 0
+        self._best_tokens_per_s = 0.0
         self._window_tokens = float(limits.prefill_window_tokens)
         self._first_tokens_s: list[float] = []
         self.correction = MAX_CORRECTION
@@ -252,21 +257,26 @@ class EngineCapacity:
         Whether a token takes twice as long as it used to under a full load.
 
         Twice in a row: one look can fall on the reading of long prompts. A larger batch may be
-        slower in proportion. The floor follows: one cut for each slowdown. An engine that has
-        become slower for good is not cured by giving it less and less to do.
+        slower in proportion, and where prompts are read between tokens, as much gets done as ever.
+        The floor follows: one cut for each slowdown. An engine that has become slower for good is
+        not cured by giving it less and less to do.
         """
         if token_s is None or not own.limit_bound:
             return False
+        rate = own.tokens_per_s
+        self._best_tokens_per_s = max(self._best_tokens_per_s, rate or 0.0)
+        does_less = rate is None or rate * DOES_LESS < self._best_tokens_per_s
         if self._token_floor_s is None or token_s < self._token_floor_s:
             self._token_floor_s, self._slow_before = token_s, False
             self._floor_running = own.running
             return False
         grown = max(1.0, own.running / max(1, self._floor_running))
-        slow_now = token_s > SLOWED * grown * self._token_floor_s
+        slow_now = does_less and token_s > SLOWED * grown * self._token_floor_s
         slow, self._slow_before = slow_now and self._slow_before, slow_now
         if slow:
             self._token_floor_s, self._slow_before = token_s, False
             self._floor_running = own.running
+            self._best_tokens_per_s = rate or 0.0
         return slow
 
 

@@ -8,6 +8,8 @@ QUANTILE = 0.8
 MIN_SAMPLES = 20
 PRIOR_SHARE = 0.5
 """Share of `max_tokens` that an answer is taken to use while too few have been seen."""
+KEPT = 0.97
+"""What an answer still counts after the next one, in the mean length."""
 SUSTAINED_AFTER_S = 5.0
 STREAK_GAP_S = 2.0
 """A longer time without a refusal ends a streak of them."""
@@ -51,6 +53,11 @@ class DrainMeter:
     def tokens_per_s(self, now_s: float) -> float | None:
         """The rate; None until it is known."""
         self._advance(now_s)
+        return self.last_tokens_per_s
+
+    @property
+    def last_tokens_per_s(self) -> float | None:
+        """The rate when something last happened; None until it is known."""
         if self._busy_s < self._min_busy_s or not self._tokens:
             return None
         return self._tokens / self._busy_s
@@ -63,6 +70,61 @@ class DrainMeter:
         self._tokens *= kept
         # The integral of the weights over the time that has passed keeps the rate unbiased.
         self._busy_s = self._busy_s * kept + (1 - kept) / self._decay_per_s
+        self._since_s = now_s
+
+
+class AnswerPace:
+    """
+    How long a mean answer takes at the pace that the engine has now, prompt and all.
+
+    The pace is live seconds over generated tokens, of everybody with the engine: one slow token is
+    one of many. The mean length is all tokens over answers that came to their end, so that those
+    cut off count too: by the finished alone, the slower an engine, the shorter its answers seem.
+
+    Args:
+        half_life_s: Seconds after which what was seen counts half.
+        min_busy_s: Busy seconds before the pace is believed.
+    """
+
+    def __init__(self, *, half_life_s: float = 10.0, min_busy_s: float = 2.0) -> None:
+        self._decay_per_s = math.log(2) / half_life_s
+        self._min_busy_s = min_busy_s
+        self._tokens = self._live_s = self._busy_s = 0.0
+        self._live, self._since_s = 0, 0.0
+        self._left_tokens = self._finished = 0.0
+        self._num_finished = 0
+
+    def live(self, count: int, now_s: float) -> None:
+        """From now on so many are with the engine."""
+        self._advance(now_s)
+        self._live = count
+
+    def done(self, tokens: int, now_s: float) -> None:
+        """The engine has generated `tokens` more."""
+        self._advance(now_s)
+        self._tokens += tokens
+
+    def left(self, tokens: int, *, finished: bool) -> None:
+        """An answer left with this many tokens, at its end or before."""
+        self._left_tokens = KEPT * self._left_tokens + tokens
+        self._finished = KEPT * self._finished + finished
+        self._num_finished += finished
+
+    def seen(self, now_s: float) -> tuple[float, float] | None:
+        """(requests with the engine in the mean, seconds of an answer); None if unknown."""
+        self._advance(now_s)
+        if self._num_finished < MIN_SAMPLES or self._busy_s < self._min_busy_s:
+            return None
+        mean_tokens = self._left_tokens / max(self._finished, 1.0)
+        answer_s = mean_tokens * self._live_s / max(self._tokens, 1.0)
+        return self._live_s / self._busy_s, max(answer_s, 1e-3)
+
+    def _advance(self, now_s: float) -> None:
+        kept = math.exp(-self._decay_per_s * max(0.0, now_s - self._since_s))
+        weight_s = (1 - kept) / self._decay_per_s if self._live else 0.0
+        self._tokens *= kept
+        self._live_s = self._live_s * kept + self._live * weight_s
+        self._busy_s = self._busy_s * kept + weight_s
         self._since_s = now_s
 
 

@@ -1,7 +1,7 @@
 """
 An engine, and clients that do not wait for each other, in virtual time.
 
-Every constant of the engine is invented; what is compared is how different doors treat the same
+The constants of the small engine are invented; what is compared is how different doors treat the same
 engine and the same clients. Nothing here sleeps and nothing reads a clock: a run is a function of
 its seed.
 """
@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from model_server.simulator.latency import Profile
 from orchestrator.domain import Band
 from orchestrator.resilience.admission_ticket import Ticket
 from orchestrator.resilience.engine_capacity import EngineReading
@@ -26,6 +27,23 @@ MAX_ATTEMPTS = 3
 MAX_OBEYED_S = 60.0
 """A longer Retry-After is not obeyed by the openai client."""
 MAX_TOKENS = 512
+
+
+SMALL = Profile(
+    name="small",
+    provenance="invented: some 3.3 answers a second, a dozen at once",
+    base_s=5e-3,
+    prefill_token_s=1.2e-4,
+    decoding_s=2e-4,
+    resident_token_s=1.5e-7,
+    render_s=0.0,
+    answer_tokens=140,
+    kv_cache_tokens=24_000,
+    block_size=1,
+    max_num_seqs=256,
+    max_num_batched_tokens=1024,
+    max_model_len=8192,
+)
 
 
 class World:
@@ -62,6 +80,7 @@ class Ask:
     born_s: float
     attempts: int = 0
     ttft_s: float = math.inf
+    first_s: float = math.inf
     done_s: float = math.inf
 
     @property
@@ -99,13 +118,9 @@ class Engine:
     fixed + per prompt token + per sequence + per token in the cache.
     """
 
-    KV_TOKENS = 24_000
-    CHUNK_TOKENS = 1024
-    MAX_SEQUENCES = 256
-    STEP_S, PROMPT_TOKEN_S, SEQUENCE_S, RESIDENT_TOKEN_S = 5e-3, 1.2e-4, 2e-4, 1.5e-7
-
-    def __init__(self, world: World, *, slowness: float = 1.0) -> None:
+    def __init__(self, world: World, profile: Profile = SMALL, *, slowness: float = 1.0) -> None:
         self._world = world
+        self._profile = profile
         self.slowness = slowness
         self.waiting: deque[Attempt] = deque()
         self.running: list[Attempt] = []
@@ -128,8 +143,8 @@ class Engine:
         token_s = statistics.median(self._token_s) if self._token_s else None
         self._token_s.clear()
         return EngineReading(
-            kv_tokens=self.KV_TOKENS,
-            kv_usage=self.used / self.KV_TOKENS,
+            kv_tokens=self._profile.kv_cache_tokens,
+            kv_usage=self.used / self._profile.kv_cache_tokens,
             running=len(self.running),
             waiting=len(self.waiting),
             waiting_for_cache=self.starved,
@@ -146,16 +161,15 @@ class Engine:
         chunks = [] if preempted else self._admit()
         read = sum(tokens for _, tokens in chunks)
         took_s = self.slowness * (
-            self.STEP_S
-            + self.PROMPT_TOKEN_S * read
-            + self.SEQUENCE_S * len(decoding)
-            + self.RESIDENT_TOKEN_S * self.used
+            self._profile.step_s(
+                prefill_tokens=read, decoding=len(decoding), resident_tokens=self.used
+            )
         )
         self._world.after(took_s, lambda: self._finish(decoding, chunks, took_s))
 
     def _make_room(self, decoding: list[Attempt]) -> bool:
         preempted = False
-        while self.used + len(decoding) > self.KV_TOKENS:
+        while self.used + len(decoding) > self._profile.kv_cache_tokens:
             victim = self.running.pop()
             if victim in decoding:
                 decoding.remove(victim)
@@ -167,16 +181,16 @@ class Engine:
         return preempted
 
     def _admit(self) -> list[tuple[Attempt, int]]:
-        budget, chunks = self.CHUNK_TOKENS, []
+        budget, chunks = self._profile.max_num_batched_tokens, []
         for attempt in self.running:
             if budget and attempt.computed < attempt.needed:
                 tokens = min(budget, attempt.needed - attempt.computed)
                 budget -= tokens
                 chunks.append((attempt, tokens))
         self.starved = 0
-        while budget and self.waiting and len(self.running) < self.MAX_SEQUENCES:
+        while budget and self.waiting and len(self.running) < self._profile.max_num_seqs:
             attempt = self.waiting[0]
-            if self.used + attempt.needed > self.KV_TOKENS:
+            if self.used + attempt.needed > self._profile.kv_cache_tokens:
                 self.starved = len(self.waiting)
                 break
             self.running.append(self.waiting.popleft())
@@ -283,6 +297,7 @@ class Clients:
 
     def token(self, attempt: Attempt) -> None:
         if attempt.produced == 1:
+            attempt.ask.first_s = self.world.now_s
             attempt.ask.ttft_s = self.world.now_s - attempt.begun_s
         self._door.token(attempt)
 

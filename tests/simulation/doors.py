@@ -67,6 +67,27 @@ class Semaphore(Door):
             self.engine.submit(attempt)
 
 
+class FixedLimit(Semaphore):
+    """
+    As many with the engine as somebody found out to be best, and a line that is bounded in time.
+
+    Nobody knows that number beforehand: it is what a gate is measured by.
+    """
+
+    def __init__(self, engine: Engine, world: World, *, permits: int, wait_s: float) -> None:
+        super().__init__(engine, permits=permits, queued=10**6)
+        self._world, self._wait_s = world, wait_s
+
+    def offer(self, attempt: Attempt) -> None:
+        super().offer(attempt)
+        if attempt in self._line:
+            self._world.after(self._wait_s, lambda: self._refuse_late(attempt))
+
+    def _refuse_late(self, attempt: Attempt) -> None:
+        if attempt in self._line:
+            attempt.clients.refused(attempt, Refused(should_retry=False))
+
+
 class Gate(Door):
     """The real gate, asked and told as the pipeline does; events stand in for the awaits."""
 

@@ -1,5 +1,7 @@
 """The gate's books under any order of events: what is reserved, who waits, who is never forgotten."""
 
+import contextlib
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -497,14 +499,17 @@ def test_somebody_without_a_wait_does_not_end_the_brownout():
     assert bench.gate.brownout
 
 
-@pytest.mark.parametrize(("within_s", "cut"), [(20.0, True), (3.0, False)])
-def test_an_answer_that_ran_out_of_time_shrinks_the_limits(within_s, cut):
-    """Only if it had more time with the engine than answers need, and not a caller in a hurry."""
+@pytest.mark.parametrize(
+    ("within_s", "late", "cut"), [(20.0, 3, True), (20.0, 2, False), (3.0, 3, False)]
+)
+def test_answers_that_ran_out_of_time_shrink_the_limits(within_s, late, cut):
+    """Only if they are many, had more time than answers need, and not from callers in a hurry."""
     bench = Bench()
     bench.warm(seconds=5.0)
-    ticket = bench.enter(within_s=within_s)
-    bench.now_s += within_s
-    bench.gate.leave(ticket)
+    for _ in range(late):
+        ticket = bench.enter(within_s=within_s)
+        bench.now_s += within_s
+        bench.gate.leave(ticket)
     bench.gate.observe(None)
     assert (bench.gate.state().correction < 1.0) is cut
 
@@ -538,3 +543,29 @@ def test_a_draining_gate_lets_nobody_in():
         bench.gate.notice(waits, bench.deadline(), bench.now_s + 100.0)
     bench.gate.observe(None)
     assert (inside.granted, waits.granted) == (True, False)
+
+
+def share(bench, *, token_s, seconds):
+    """Eight callers who ask again, 60 s each for 40 tokens that come every `token_s`."""
+    tickets = list(bench.gate._ledger.live) + list(bench.gate._ledger.queue)
+    for _ in range(round(seconds / token_s)):
+        bench.now_s += token_s
+        for ticket in [t for t in tickets if t.granted]:
+            bench.gate.progress(ticket, 1)
+            if ticket.produced >= 40:
+                ticket.finished = True
+                bench.gate.leave(ticket)
+                tickets.remove(ticket)
+        for _ in range(8 - len(tickets)):
+            with contextlib.suppress(Overloaded):
+                tickets.append(bench.enter(prompt=0, output=40, within_s=60.0))
+    return bench.gate.state().concurrent
+
+
+def test_as_many_share_a_slow_engine_as_get_their_answers_in_time():
+    """It is followed down when it becomes slow, never to nobody, and up when it is fast again."""
+    bench = Bench(max_concurrent=6, max_queued=50, wait_target_s=1000.0)
+    assert share(bench, token_s=0.05, seconds=60) == 6
+    assert 1 <= share(bench, token_s=2.0, seconds=240) <= 4
+    assert bench.gate.running <= 4
+    assert share(bench, token_s=0.05, seconds=60) == 6

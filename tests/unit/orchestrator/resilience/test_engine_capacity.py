@@ -194,6 +194,19 @@ def test_a_larger_batch_is_slower_by_nature(bench):
     assert bench.capacity.correction < 1.0
 
 
+def test_tokens_between_which_prompts_are_read_are_not_slow(bench):
+    """As long as as much gets done as ever, prompts included, the engine has not slowed down."""
+
+    def look(token_s, tokens_per_s):
+        own = OwnLoad(running=10, limit_bound=True, tokens_per_s=tokens_per_s)
+        return bench.look(replace(QUIET, token_s=token_s), own, times=3).correction
+
+    assert look(0.01, 9000.0) == 1.0
+    assert look(0.09, 8000.0) == 1.0
+    assert look(0.09, 5000.0) == pytest.approx(0.85 + 0.02)
+    assert look(0.09, 5000.0) == pytest.approx(0.85 + 4 * 0.02)
+
+
 def test_the_prompt_window_widens_while_answers_begin_at_once(bench):
     """Half as much more a look, back by a fifth when they begin late, never below its setting."""
     least = LIMITS.prefill_window_tokens

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from orchestrator.resilience.load_estimates import (
     MIN_SAMPLES,
+    AnswerPace,
     DrainMeter,
     Forecasts,
     OutputLengths,
@@ -168,3 +169,61 @@ def test_overload_is_sustained_after_five_seconds_of_refusals():
     assert not streak.sustained(17.1)
     streak.refused(18.0)
     assert not streak.sustained(18.0)
+
+
+def answered(pace, *, streams=4, token_s=0.05, seconds=40, tokens=100):
+    """Streams that get a token each `token_s`; answers that end after `tokens`; the time it ends."""
+    pace.live(streams, 0.0)
+    steps = round(seconds / token_s)
+    for step in range(1, steps + 1):
+        pace.done(streams, step * token_s)
+        if step % tokens == 0:
+            for _ in range(streams):
+                pace.left(tokens, finished=True)
+    return steps * token_s
+
+
+def test_an_answer_takes_its_tokens_times_their_pace():
+    """Known once enough answers have ended: how many share the engine, and how long one takes."""
+    pace = AnswerPace()
+    assert pace.seen(answered(pace, seconds=20)) is None
+    pace = AnswerPace()
+    running, answer_s = pace.seen(answered(pace))
+    assert running == pytest.approx(4.0)
+    assert answer_s == pytest.approx(100 * 0.05, rel=0.05)
+
+
+def test_one_slow_token_is_one_of_many():
+    """A pause of a second moves the prediction a little, and a moment later hardly."""
+    pace = AnswerPace()
+    end_s = answered(pace)
+    pace.done(4, end_s + 1.0)
+    assert pace.seen(end_s + 1.0)[1] <= 1.1 * 5.0
+
+
+def test_a_slower_engine_is_followed():
+    """Twenty seconds after its tokens began to take ten times as long, it is known."""
+    pace = AnswerPace()
+    end_s = answered(pace)
+    for step in range(1, 41):
+        pace.done(4, end_s + step * 0.5)
+    assert pace.seen(end_s + 20.0)[1] >= 15.0
+
+
+def test_answers_that_were_cut_off_are_not_short():
+    """Where only the short ones end, the mean counts what the others had got so far."""
+    pace = AnswerPace()
+    answered(pace)
+    for _ in range(200):
+        pace.left(100, finished=True)
+        pace.left(300, finished=False)
+    assert pace.seen(40.0)[1] == pytest.approx(4 * 5.0, rel=0.1)
+
+
+def test_a_pace_is_forgotten_when_nobody_asks():
+    """What an engine did a minute ago says nothing about it now."""
+    pace = AnswerPace()
+    end_s = answered(pace)
+    pace.live(0, end_s)
+    assert pace.seen(end_s + 5.0) is not None
+    assert pace.seen(end_s + 60.0) is None
