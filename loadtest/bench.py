@@ -13,6 +13,7 @@ from loadtest.generator import Record, Run, Sent, closed_loop, one_by_one, open_
 from loadtest.stack import Snapshot, Stack
 from loadtest.systems import SystemName
 
+LOADS_X = (0.5, 0.9, 1.0, 2.0, 10.0)
 WARM_UP_SHARE = 0.25
 BASELINE_TAIL_S = 5.0
 """A collapsed baseline would take minutes to run dry; who waits longer than this got nothing good."""
@@ -77,6 +78,7 @@ class Bench:
         seconds: Length of an ordinary run.
         seed: Of this repeat.
         on_result: Told of each run as it ends.
+        loads_x: The multiples of the capacity that the curve offers.
     """
 
     stack: Stack
@@ -86,6 +88,7 @@ class Bench:
     seconds: float
     seed: int
     on_result: Callable[[Result], None]
+    loads_x: tuple[float, ...] = LOADS_X
     capacity_rps: float = 1.0
 
     def flow(self, load_x: float, **options: object) -> Flow:

@@ -22,7 +22,7 @@ from typing import Any
 
 from loadtest import report
 from loadtest.arrivals import Mix
-from loadtest.bench import Bench, Result
+from loadtest.bench import LOADS_X, Bench, Result
 from loadtest.client_rules import ClientRules
 from loadtest.programs import commit, machine
 from loadtest.scenarios import IN_ALL, SCENARIOS, Check, health
@@ -61,6 +61,7 @@ def main() -> int:
             seconds=options.seconds,
             seed=SEED,
             on_result=_say,
+            loads_x=options.loads,
         )
         clients = VLLM_CLIENTS if options.engine == "vllm" else SIMULATOR_CLIENTS
         capacity = _capacity(bench, clients)
@@ -111,6 +112,7 @@ def _about(
         "engine": f"{options.engine} ({running.target.model})",
         "repeats": options.repeats,
         "seconds of a run": options.seconds,
+        "loads of the curve": ", ".join(f"{x:g}x" for x in options.loads),
         "seeds": f"{SEED} to {SEED + options.repeats - 1}",
         "capacity, requests a second": round(capacity.figures.answers_rps, 2),
         "capacity, completion tokens a second": round(capacity.figures.goodput_tok_s, 1),
@@ -133,6 +135,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument(
+        "--loads", type=_loads, default=LOADS_X, help="of the curve, such as 1,2,10; with 2 and 10"
+    )
     parser.add_argument("--out", type=Path, default=Path("reports/overload.json"))
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="ORCHESTRATOR_NAME"
@@ -146,6 +151,19 @@ def _options() -> argparse.Namespace:
     if unknown := set(options.scenario) - set(SCENARIOS):
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
     return options
+
+
+def _loads(text: str) -> tuple[float, ...]:
+    """
+    Multiples of the capacity.
+
+    Raises:
+        ValueError: If one is no number, or those with an objective are missing.
+    """
+    loads_x = tuple(float(part) for part in text.split(","))
+    if not {2.0, 10.0} <= set(loads_x):
+        raise ValueError("2 and 10 have objectives")
+    return loads_x
 
 
 if __name__ == "__main__":

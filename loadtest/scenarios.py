@@ -9,7 +9,6 @@ from loadtest.bench import Bench, Result
 from loadtest.figures import Window, percentile, recovery_s, served_share
 from loadtest.systems import SYSTEMS, SystemName
 
-LOADS_X = (0.5, 0.9, 1.0, 2.0, 10.0)
 DEGRADING_LOADS_X = (2.0, 10.0)
 CALM_X, BURST_X = 0.75, 3.0
 CALM_S, BURST_S, AFTER_S = 8.0, 30.0, 20.0
@@ -51,7 +50,7 @@ def curve(bench: Bench, clients: int) -> Tried:
     del clients
     results = [
         bench.open("curve", system, [bench.flow(load_x)], load_x=load_x)
-        for load_x in LOADS_X
+        for load_x in bench.loads_x
         for system in SYSTEMS
     ]
     forecast = (bench.stack.status().get("gate") or {}).get("forecast") or {}

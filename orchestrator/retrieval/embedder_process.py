@@ -8,9 +8,10 @@ loop. The wire, both ways, is a 4-byte little-endian length and that many bytes 
 texts is followed by its vectors, row after row of little-endian float32.
 
     up    {"dimension": 384, "max_tokens": 256, "dtype": "bfloat16"}    once, when the model is loaded
-    down  {"texts": ["…", …]}
+    down  {"texts": ["…", …], "threads": 2}
     up    {"rows": 2, "dimension": 384} + 2 * 384 * 4 bytes             or {"error": "RuntimeError"}
 
+`threads` is what this batch may use; without it the process's own number holds.
 The end of stdin ends the process; so does the death of its parent.
 """
 
@@ -102,6 +103,7 @@ class Model:
 
         torch.set_num_threads(threads)
         self._torch = torch
+        self._threads = self._using = threads
         self._model = SentenceTransformer(str(folder), device=device)
         self._model.to(self._precision(dtype, device))
         self._model.eval()
@@ -121,6 +123,13 @@ class Model:
             cpuinfo = Path("/proc/cpuinfo")
             fast = cpuinfo.exists() and cpu_has_bfloat16(cpuinfo.read_text(encoding="utf-8"))
         return self._torch.bfloat16 if fast else self._torch.float32
+
+    def use_threads(self, wanted: int | None) -> None:
+        """Compute with so many threads from now on; None means as many as at the start."""
+        threads = min(wanted or self._threads, self._threads)
+        if threads != self._using:
+            self._torch.set_num_threads(threads)
+            self._using = threads
 
     def embed(self, texts: list[str]) -> Embeddings:
         """
@@ -172,6 +181,7 @@ def serve(
         if (request := read_header(requests)) is None:
             return
         try:
+            model.use_threads(request.get("threads"))
             vectors = model.embed(request["texts"])
         except Exception as exc:  # noqa: BLE001 - one bad batch must not cost the process
             # The name only: a message may quote the text, and texts never reach a log.

@@ -81,6 +81,8 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self._waits: dict[str, Histogram] = {}
+        """The few series of it: looking one up takes longer than counting in it."""
         self.loop_lag_seconds = Histogram(
             "tidegate_event_loop_lag_seconds",
             "How much too late the event loop woke up, in seconds.",
@@ -105,7 +107,10 @@ class Metrics:
 
     def waited(self, bulkhead: str, wait_s: float) -> None:
         """Somebody waited for a place."""
-        self.wait_seconds.labels(bulkhead=bulkhead).observe(wait_s)
+        series = self._waits.get(bulkhead)
+        if series is None:
+            series = self._waits[bulkhead] = self.wait_seconds.labels(bulkhead=bulkhead)
+        series.observe(wait_s)
 
     def breaker_gauge(self, breakers: Mapping[str, HasState]) -> None:
         """The state of each breaker, read when it is scraped."""

@@ -193,7 +193,7 @@ async def test_others_go_on_waiting_while_the_child_is_replaced(embedder, tmp_pa
     await until((tmp_path / "waiting").exists)
     waiting = asyncio.create_task(embedder.embed_query("q"))
     await asyncio.sleep(0)
-    os.kill(embedder._child._process.pid, signal.SIGKILL)
+    os.kill(embedder._child.pid, signal.SIGKILL)
     with pytest.raises(EmbedderUnavailable):
         await in_flight
     assert (await waiting).tolist() == [1.0]
@@ -243,7 +243,7 @@ async def test_a_child_that_does_nothing_is_told_as_such(embedder, before, passa
 
 async def test_a_child_that_is_being_replaced_is_not_at_work(embedder):
     """What loads its model computes, and is nevertheless not there."""
-    os.kill(embedder._child._process.pid, signal.SIGKILL)
+    os.kill(embedder._child.pid, signal.SIGKILL)
     await until(lambda: not embedder.alive)
     with pytest.raises(EmbedderUnavailable):
         await embedder.embed_query("q", timeout_s=0.001)
@@ -296,7 +296,7 @@ async def test_closing_tells_those_who_wait(embedder, tmp_path):
     await until((tmp_path / "waiting").exists)
     tasks.append(asyncio.create_task(embedder.embed_query("q")))
     await asyncio.sleep(0)
-    pid = embedder._child._process.pid
+    pid = embedder._child.pid
     await embedder.aclose()
     for task in tasks:
         with pytest.raises(EmbedderUnavailable, match="shutting down"):

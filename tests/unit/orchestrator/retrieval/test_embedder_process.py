@@ -20,10 +20,26 @@ class FakeModel:
     max_tokens = 16
     dtype = "float32"
 
+    def __init__(self):
+        self.used = []
+
+    def use_threads(self, wanted):
+        self.used.append(wanted)
+
     def embed(self, texts):
         if "bad" in texts:
             raise RuntimeError("something about the text")
         return np.array([[1.0, len(text)] for text in texts], dtype=np.float32)
+
+
+def test_a_request_says_with_how_many_threads():
+    """A question takes one, so that it waits for nobody's turn but its own; documents take all."""
+    requests, model = io.BytesIO(), FakeModel()
+    write_frame(requests, {"texts": ["a"], "threads": 1})
+    write_frame(requests, {"texts": ["b"]})
+    requests.seek(0)
+    serve(model, requests, io.BytesIO())
+    assert model.used == [1, None]
 
 
 def test_requests_are_answered_in_order_until_the_end():
