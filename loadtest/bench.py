@@ -23,6 +23,8 @@ CLOSED_S, CLOSED_WARM_UP_S = 36.0, 14.0
 CPU_OF = ("orchestrator_cpu_s", "children_cpu_s", "engine_cpu_s")
 PAIR_PROMPTS = 8
 PAIR_TOKENS = 32
+SMALL_ASKS_PER_S = 20
+"""More than one client gets answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,17 @@ class Bench:
         both = self.generator.submit(one_by_one, self.stack.target, "tidegate", "engine", run)
         sent = both.result()
         return Sent(sent.records[2 * len(small) :], sent.cpu_s)
+
+    def small(self, *, clients: int, seconds: float) -> Sent:
+        """Records of so many clients who ask tidegate small questions, again and again."""
+        small = [n for n, p in enumerate(self.stack.target.pool) if p.size == "small"]
+        asks = tuple(
+            Ask(0.0, small[n % len(small)], PAIR_TOKENS, NONCE, False, "load", "normal", False)  # noqa: FBT003 - a record's fields
+            for n in range(int(clients * seconds * SMALL_ASKS_PER_S))
+        )
+        rules = ClientRules(patience_s=4 * seconds, first_token_slo_s=4 * seconds)
+        run = Run("tidegate", asks, rules, stop_retries_s=seconds, cut_s=seconds, seed=self.seed)
+        return self.generator.submit(closed_loop, self.stack.target, run, clients=clients).result()
 
     def _asks(self, flows: Sequence[Flow], *, salt: str) -> tuple[Ask, ...]:
         sizes = [prompt.size for prompt in self.stack.target.pool]

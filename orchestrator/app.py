@@ -13,6 +13,7 @@ from orchestrator.api import error_responses
 from orchestrator.api.ask import AskRoutes, QuestionLimits
 from orchestrator.api.documents import DocumentRoutes
 from orchestrator.api.health import HealthRoutes
+from orchestrator.api.json_route import ShortWay
 from orchestrator.api.middleware import BodyLimit, Finished, RequestContext
 from orchestrator.api.openai_chat import OpenAIRoutes
 from orchestrator.api.sse import StreamTimers
@@ -56,16 +57,26 @@ def create_app(parts: Components) -> FastAPI:
     )
     timers = StreamTimers(settings.keep_alive_s, settings.write_timeout_s)
     picture = StatusPicture(parts)
-    for routes in (
-        AskRoutes(query=parts.query, limits=limits, timers=timers),
-        DocumentRoutes(library=parts.library, max_files=settings.max_upload_files, timers=timers),
-        OpenAIRoutes(query=parts.query, monitor=parts.engine.monitor, limits=limits, timers=timers),
-        HealthRoutes(
-            dependencies=picture.dependencies, status=picture.status, metrics=parts.metrics
-        ),
-    ):
-        app.include_router(routes.router())
+    routers = [
+        routes.router()
+        for routes in (
+            AskRoutes(query=parts.query, limits=limits, timers=timers),
+            DocumentRoutes(
+                library=parts.library, max_files=settings.max_upload_files, timers=timers
+            ),
+            OpenAIRoutes(
+                query=parts.query, monitor=parts.engine.monitor, limits=limits, timers=timers
+            ),
+            HealthRoutes(
+                dependencies=picture.dependencies, status=picture.status, metrics=parts.metrics
+            ),
+        )
+    ]
+    for router in routers:
+        app.include_router(router)
     error_responses.install(app)
+    # Each one added goes around those before it.
+    app.add_middleware(ShortWay, routes=[route for router in routers for route in router.routes])
     app.add_middleware(
         BodyLimit,
         limits={"/upload": settings.max_upload_body_bytes},

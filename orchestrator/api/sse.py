@@ -225,18 +225,9 @@ async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
     Raises:
         ClientClosed: If the client is gone.
     """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.create_task(_disconnected(request.receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientClosed("The client hung up before the answer was ready.")
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    async with _until_gone(request.receive):
+        return await work
+    raise ClientClosed("The client hung up before the answer was ready.")
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -8,12 +8,11 @@ byte is tried again. Closing the stream closes the connection, which makes vLLM 
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 
-import httpx2
 from tenacity import AsyncRetrying, RetryCallState
 
 from orchestrator.domain import EngineChunk
@@ -25,11 +24,13 @@ from orchestrator.errors import (
     EngineUnavailable,
 )
 from orchestrator.generation.completion import Completion
+from orchestrator.generation.engine_pages import KEEPALIVE_S, EnginePages
 from orchestrator.generation.engine_refusals import no_stream, refusal
 from orchestrator.generation.engine_request import EngineModel, EngineRequest, EngineTimeouts
-from orchestrator.generation.engine_wire import EngineWire, Response, WireError
+from orchestrator.generation.engine_wire import EngineWire, Response
 from orchestrator.generation.event_reader import EventReader
 from orchestrator.generation.event_stream import EventStreamParser
+from orchestrator.generation.response_body import WireError
 from orchestrator.generation.socket_options import watched
 from orchestrator.resilience.circuit_breaker import Call, CircuitBreaker
 from orchestrator.resilience.deadline import Deadline
@@ -38,12 +39,8 @@ from orchestrator.resilience.retry import RetryBudget, RetryPolicy, retry_on, st
 __all__ = ["EngineClient", "EngineModel", "EngineRequest", "EngineTimeouts"]
 
 MAX_ERROR_BYTES = 64 * 1024
-MAX_PAGE_BYTES = 4 * 1024 * 1024
-"""Longest answer to anything but a completion; vLLM's /metrics has some hundred kilobytes."""
 END_S = 0.1
 """Longest wait for a body's end after [DONE]; an engine that keeps it open costs a new connection."""
-KEEPALIVE_S = 4.0
-"""vLLM closes idle connections after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE); ours must go first."""
 PROBE_TOKENS = 8
 """Steps after which a half-open breaker's probe has proved that the engine works again."""
 _EVENT_STREAM = "text/event-stream"
@@ -64,6 +61,9 @@ class _Answer:
 class EngineClient:
     """
     A client of one OpenAI-compatible engine.
+
+    Attributes:
+        pages: Everything that is no completion.
 
     Args:
         base_url: With or without a trailing /v1.
@@ -112,36 +112,14 @@ class EngineClient:
             keepalive_s=KEEPALIVE_S,
             socket_options=watched(),
         )
-        self._http = _http_client(self.base_url, timeouts, headers)
+        self.pages = EnginePages(
+            base_url=self.base_url, name=name, timeout_s=timeouts.connect_s, headers=headers
+        )
 
     async def aclose(self) -> None:
         """Close every connection."""
         self._wire.close()
-        await self._http.aclose()
-
-    async def models(self) -> list[EngineModel]:
-        """
-        What the engine serves.
-
-        Raises:
-            EngineError: If it does not answer as an OpenAI-compatible engine.
-        """
-        try:
-            payload = json.loads(await self._get("/v1/models"))
-            return [EngineModel(m["id"], m.get("max_model_len")) for m in payload["data"]]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-            raise EngineProtocolError(
-                f"The {self.name}'s /v1/models is not the OpenAI shape."
-            ) from exc
-
-    async def metrics_text(self) -> str:
-        """
-        What the engine measures of itself, in Prometheus' text format.
-
-        Raises:
-            EngineError: If it does not answer in time, or with more than 4 MiB.
-        """
-        return (await self._get("/metrics")).decode("utf-8", "replace")
+        await self.pages.aclose()
 
     async def stream(
         self, request: EngineRequest, deadline: Deadline
@@ -190,6 +168,28 @@ class EngineClient:
                 raise
 
         self._budget.earn()
+        try:
+            answer = await attempt()
+        except EngineError as exc:
+            answer = await self._again(attempt, exc, deadline)
+        try:
+            yield answer
+        finally:
+            answer.response.close()
+
+    async def _again(
+        self, attempt: Callable[[], Awaitable[_Answer]], failed: EngineError, deadline: Deadline
+    ) -> _Answer:
+        """What further attempts give, if any are left; the one that failed is the first of them."""
+        first: EngineError | None = failed
+
+        async def replayed() -> _Answer:
+            nonlocal first
+            if first is None:
+                return await attempt()
+            failure, first = first, None
+            raise failure
+
         attempts = AsyncRetrying(
             retry=retry_on(),
             stop=stop_when(self._retry, deadline, self._budget, unless=self._troubled),
@@ -197,11 +197,8 @@ class EngineClient:
             reraise=True,
             before_sleep=self._note,
         )
-        answer: _Answer = await attempts(attempt)
-        try:
-            yield answer
-        finally:
-            answer.response.close()
+        answer: _Answer = await attempts(replayed)
+        return answer
 
     def _enter(self, failures: list[EngineError]) -> Call:
         """
@@ -332,33 +329,6 @@ class EngineClient:
             answer.call.succeeded(slow=answer.slow)
         return chunk
 
-    async def _get(self, path: str) -> bytes:
-        """
-        A page of the engine's.
-
-        Raises:
-            EngineError: If it does not come within the connect timer, or is longer than allowed.
-        """
-        try:
-            async with (
-                asyncio.timeout(self._timeouts.connect_s),
-                self._http.stream("GET", path) as response,
-            ):
-                body = await _head(response, MAX_PAGE_BYTES)
-        except TimeoutError as exc:
-            raise self._silent(f"answer to {path}", self._timeouts.connect_s) from exc
-        except httpx2.HTTPError as exc:
-            raise self._unreachable(type(exc).__name__) from exc
-        if response.status_code != HTTPStatus.OK:
-            raise EngineUnavailable(
-                f"The {self.name} at {self.base_url} answered {response.status_code} to {path}."
-            )
-        if len(body) > MAX_PAGE_BYTES:
-            raise EngineProtocolError(
-                f"The {self.name}'s {path} has more than {MAX_PAGE_BYTES} bytes."
-            )
-        return body
-
     def _silent(self, waited_for: str, timer_s: float) -> EngineTimeout:
         return EngineTimeout(
             f"The {self.name} sent no {waited_for} within {timer_s:g} s. Ask again; "
@@ -370,33 +340,6 @@ class EngineClient:
             f"The {self.name} at {self.base_url} cannot be reached ({why}). "
             "It may still be loading: see /status."
         )
-
-
-def _http_client(
-    base_url: str, timeouts: EngineTimeouts, headers: dict[str, str]
-) -> httpx2.AsyncClient:
-    """For everything but completions: a page now and then."""
-    return httpx2.AsyncClient(
-        base_url=base_url,
-        headers=headers,
-        timeout=httpx2.Timeout(timeouts.connect_s),
-        transport=httpx2.AsyncHTTPTransport(
-            limits=httpx2.Limits(keepalive_expiry=KEEPALIVE_S),
-            socket_options=watched(),
-            trust_env=False,
-        ),
-        trust_env=False,  # an engine is a neighbour: a proxy from the environment is a mistake
-    )
-
-
-async def _head(response: httpx2.Response, max_bytes: int) -> bytes:
-    """The first part of a body; a hostile one is not read to its end."""
-    body = bytearray()
-    async for part in response.aiter_bytes():
-        body += part
-        if len(body) > max_bytes:
-            break
-    return bytes(body)
 
 
 async def _text(response: Response) -> str:

@@ -74,7 +74,7 @@ class EngineMonitor:
     async def refresh(self) -> EngineState:
         """The state, looked at now."""
         try:
-            served = tuple(await self._client.models())
+            served = tuple(await self._client.pages.models())
             state = EngineState(self._choose(served), served, detail="")
         except EngineError as exc:
             state = EngineState(model=None, detail=exc.message)
@@ -123,7 +123,7 @@ class EngineMonitor:
         if self._on_metrics is None:
             return
         try:
-            found = parse(await self._client.metrics_text())
+            found = parse(await self._client.pages.metrics_text())
         except EngineError:
             found = None
         self._on_metrics(found)

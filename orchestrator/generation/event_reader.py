@@ -4,8 +4,8 @@ Reads an engine's stream of events: everything that is there at once, under a ti
 A token a read costs a wake-up; twenty tokens that came in one read cost one wake-up too.
 """
 
-from orchestrator.generation.engine_wire import ResponseBody
 from orchestrator.generation.event_stream import EventStreamParser
+from orchestrator.generation.response_body import ResponseBody
 
 
 class EventReader:

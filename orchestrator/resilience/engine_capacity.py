@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from orchestrator.resilience.admission_policy import (
+from orchestrator.resilience.admission_policy import AdmissionLimits, Capacity
+from orchestrator.resilience.correction_policy import (
     MAX_CORRECTION,
-    AdmissionLimits,
-    Capacity,
     Signals,
     corrected,
     our_share,

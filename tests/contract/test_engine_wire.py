@@ -96,7 +96,7 @@ async def becomes(url, wanted, *, within_s=1):
 async def test_lists_its_model_with_a_window(connected):
     """The window is stated, so that prompts can be fitted to it."""
     client, model = connected
-    (served,) = await client.models()
+    (served,) = await client.pages.models()
     assert served.id == model
     assert served.max_model_len >= 2048
 

@@ -117,7 +117,7 @@ async def test_the_child_ends_with_its_parent(tmp_path):
         "async def main():\n"
         "    embedder = Embedder(model=bundled_embedder(), threads=1)\n"
         "    await embedder.start()\n"
-        "    print(embedder._child._process.pid, flush=True)\n"
+        "    print(embedder._child.pid, flush=True)\n"
         "    await asyncio.sleep(600)\n"
         "asyncio.run(main())\n"
     )

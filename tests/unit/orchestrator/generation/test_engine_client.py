@@ -104,21 +104,21 @@ async def test_streams_text_reason_and_usage(client, fake_engine, breaker):
 
 async def test_lists_models_with_their_window(client):
     """The window comes from the engine."""
-    (model,) = await client.models()
+    (model,) = await client.pages.models()
     assert (model.id, model.max_model_len) == (MODEL, WINDOW)
 
 
 async def test_reads_metrics_as_they_are(client, fake_engine):
     """The text goes to whoever knows its names."""
     fake_engine.metrics_text = "vllm:num_requests_running 3.0\n"
-    assert await client.metrics_text() == "vllm:num_requests_running 3.0\n"
+    assert await client.pages.metrics_text() == "vllm:num_requests_running 3.0\n"
 
 
 async def test_a_page_without_end_is_refused(client, fake_engine):
     """More than 4 MiB of metrics is nobody's."""
     fake_engine.metrics_text = "# x\n" * (1024 * 1024 + 1)
     with pytest.raises(EngineProtocolError, match="4194304 bytes"):
-        await client.metrics_text()
+        await client.pages.metrics_text()
 
 
 @pytest.mark.parametrize(
@@ -387,4 +387,4 @@ async def test_an_unknown_host_is_an_unavailable_engine(connect):
     with pytest.raises(EngineUnavailable, match=r"nowhere\.invalid"):
         await answer(connect("http://nowhere.invalid:8000", retry=RetryPolicy(attempts=1)))
     with pytest.raises(EngineUnavailable):
-        await connect("http://nowhere.invalid:8000").models()
+        await connect("http://nowhere.invalid:8000").pages.models()

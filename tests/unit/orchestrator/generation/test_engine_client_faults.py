@@ -187,7 +187,7 @@ async def test_a_silent_resolver_is_waited_for_as_long_as_the_connect_timer_says
         with silent_resolver():
             began_s = now_s()
             with pytest.raises(EngineTimeout):
-                await client.models()
+                await client.pages.models()
             assert CONNECT_S <= now_s() - began_s < CONNECT_S + TOLERANCE_S
             began_s = now_s()
             with pytest.raises(EngineUnavailable, match="no connection within"):

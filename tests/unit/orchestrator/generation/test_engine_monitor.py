@@ -14,6 +14,7 @@ class FakeClient:
 
     def __init__(self, answer) -> None:
         self.answer = answer
+        self.pages = self
 
     async def models(self):
         if isinstance(self.answer, Exception):

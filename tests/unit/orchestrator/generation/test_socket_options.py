@@ -62,7 +62,7 @@ async def test_every_connection_is_watched(client, fake_engine):
     port = urlsplit(fake_engine.url).port
     async with aclosing(client.stream(REQUEST, Deadline(5))) as answer:
         await anext(answer)
-        await client.models()  # on a connection of its own
+        await client.pages.models()  # on a connection of its own
         with ExitStack() as stack:
             opened = connections_to(stack, port)
             assert len(opened) == 2
