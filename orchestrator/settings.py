@@ -252,7 +252,10 @@ class Settings(BaseSettings):
         "bundled all-MiniLM-L6-v2.",
     )
     embedder_threads: int = Field(
-        0, ge=0, description="CPU threads of the embedder; 0 takes every core."
+        0,
+        ge=0,
+        description="CPU threads of the embedder for documents; 0 takes every core. A question "
+        "takes one.",
     )
     embedder_batch: int = Field(
         16,

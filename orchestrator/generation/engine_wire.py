@@ -280,22 +280,27 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The head is whole; those of the 1xx kind only say that another one follows."""
         assert self._parser is not None  # noqa: S101 - it is the parser that calls
+        if self.whole:  # a second response, which nobody asked for
+            self._keep = False
+            return
         self.status = self._parser.get_status_code()
         if self.status < HTTPStatus.OK:
             self.headers = {}
             return
         named = self.headers
-        self._framed = "content-length" in named or "chunked" in named.get("transfer-encoding", "")
+        encoding = named.get("transfer-encoding", "").lower()
+        self._framed = "content-length" in named or "chunked" in encoding
         if self._head is not None and self._in_head:
             self._head.set_result(None)
 
     def on_body(self, part: bytes) -> None:
         """Part of the body."""
-        self.body.feed(part)
+        if not self.whole:
+            self.body.feed(part)
 
     def on_message_complete(self) -> None:
         """The response is whole."""
-        if self.status >= HTTPStatus.OK:
+        if self.status >= HTTPStatus.OK and not self.whole:
             assert self._parser is not None  # noqa: S101 - it is the parser that calls
             self.whole, self._keep = True, self._parser.should_keep_alive()
             self.body.end()

@@ -232,7 +232,7 @@ class AdmissionLedger:
             queued=len(self._queue),
             reserved_tokens=policy.future_peak_tokens(t.live for t in self._live),
             capacity_tokens=current.kv_tokens,
-            concurrent=current.concurrent,
+            concurrent=current.concurrent if current.in_time is None else current.in_time,
             correction=self._capacity.correction,
             brownout=self.brownout,
             sustained_overload=self.sustained_overload(now_s),
@@ -279,8 +279,9 @@ class AdmissionLedger:
 
     def _fits(self, ticket: Ticket) -> bool:
         unread = sum(t.demand.prompt_tokens for t in self._live if not t.prefilled)
-        load = Load([t.live for t in self._live], unread)
         band = ticket.caller.band
+        peers = sum(t.caller.band <= band for t in self._live)
+        load = Load([t.live for t in self._live], unread, peers)
         return policy.fits(ticket.demand, band, load, self._room(), self._limits)
 
     def _room(self) -> Capacity:
@@ -288,7 +289,7 @@ class AdmissionLedger:
         current = self._capacity.current()
         if self._answer_limit >= current.concurrent:
             return current
-        return replace(current, concurrent=round(self._answer_limit))
+        return replace(current, in_time=round(self._answer_limit))
 
     def _limit_answers(self, now_s: float) -> None:
         """Follow the engine's pace, once a second."""

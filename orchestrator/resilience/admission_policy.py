@@ -119,11 +119,13 @@ class Capacity:
         kv_tokens: Cache that we may fill; None if nobody knows it.
         concurrent: Requests that we may have with the engine.
         prefill_tokens: Prompt tokens that may be there before their first token.
+        in_time: Requests whose answers end in time if so many share the engine; None is any number.
     """
 
     kv_tokens: int | None
     concurrent: int
     prefill_tokens: int
+    in_time: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +136,12 @@ class Load:
     Attributes:
         live: The requests with the engine.
         prefill_tokens: Prompt tokens of those without a first token.
+        peers: How many of the live ones are at least as urgent as the request that is looked at.
     """
 
     live: Sequence[Live]
-    prefill_tokens: int
+    prefill_tokens: int = 0
+    peers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +228,9 @@ def fits(
         return True
     share = limits.batch_share if band is Band.BATCH else 1.0
     if len(load.live) >= max(1, int(capacity.concurrent * share)):
+        return False
+    # Those less urgent may be slowed down: who is urgent must not wait until they have ended.
+    if capacity.in_time is not None and load.peers >= max(1, int(capacity.in_time * share)):
         return False
     prefill = load.prefill_tokens + demand.prompt_tokens
     if load.prefill_tokens and prefill > capacity.prefill_tokens * share:

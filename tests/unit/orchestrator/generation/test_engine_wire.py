@@ -88,6 +88,16 @@ async def test_an_engine_that_says_so_is_not_asked_again_on_that_connection():
         assert wire.open_connections == 0
 
 
+async def test_a_second_response_that_nobody_asked_for_costs_the_connection():
+    """It must not be taken for the answer to the next request."""
+    other = b"HTTP/1.1 500 Oh\r\nContent-Length: 3\r\n\r\nbad"
+    async with saying(OK + other) as (wire, _):
+        response = await wire.post("/", b"{}")
+        assert (response.status, await whole(response)) == (200, b"fine")
+        response.close()
+        assert wire.open_connections == 0
+
+
 async def test_an_idle_connection_that_the_engine_closes_is_not_used():
     """The next request opens one of its own instead of finding out."""
     async with saying(OK, OK, close=True) as (wire, _):

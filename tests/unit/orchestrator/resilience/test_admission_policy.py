@@ -311,3 +311,12 @@ def test_limits_that_cannot_work_are_refused(wrong):
     AdmissionLimits(**good)
     with pytest.raises(ValueError, match="not usable"):
         AdmissionLimits(**(good | wrong))
+
+
+def test_who_is_urgent_does_not_wait_for_the_less_urgent_to_end_in_time():
+    """The limit of answers that end in time counts those who are as urgent, the seats count all."""
+    room = Capacity(kv_tokens=None, concurrent=4, prefill_tokens=4096, in_time=2)
+    three = [(10, 10)] * 3
+    assert fits(DEMAND, Band.INTERACTIVE, Load(three, peers=1), room, LIMITS)
+    assert not fits(DEMAND, Band.NORMAL, Load(three, peers=3), room, LIMITS)
+    assert not fits(DEMAND, Band.INTERACTIVE, Load([(10, 10)] * 4, peers=1), room, LIMITS)
