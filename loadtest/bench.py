@@ -149,13 +149,8 @@ class Bench:
 
         Each prompt was asked once before: what is compared is not who finds it computed already.
         """
-        small = [n for n, p in enumerate(self.stack.target.pool) if p.size == "small"][
-            :PAIR_PROMPTS
-        ]
-        asks = tuple(
-            Ask(0.0, small[n % len(small)], PAIR_TOKENS, NONCE, False, "load", "normal", False)  # noqa: FBT003 - a record's fields
-            for n in range(len(small) + repeats)
-        )
+        small = self._small_prompts()[:PAIR_PROMPTS]
+        asks = _small_asks(small, len(small) + repeats)
         run = Run("tidegate", asks, self.rules, stop_retries_s=0, cut_s=0, seed=self.seed)
         both = self.generator.submit(one_by_one, self.stack.target, "tidegate", "engine", run)
         sent = both.result()
@@ -163,14 +158,13 @@ class Bench:
 
     def small(self, *, clients: int, seconds: float) -> Sent:
         """Records of so many clients who ask tidegate small questions, again and again."""
-        small = [n for n, p in enumerate(self.stack.target.pool) if p.size == "small"]
-        asks = tuple(
-            Ask(0.0, small[n % len(small)], PAIR_TOKENS, NONCE, False, "load", "normal", False)  # noqa: FBT003 - a record's fields
-            for n in range(int(clients * seconds * SMALL_ASKS_PER_S))
-        )
+        asks = _small_asks(self._small_prompts(), int(clients * seconds * SMALL_ASKS_PER_S))
         rules = ClientRules(patience_s=4 * seconds, first_token_slo_s=4 * seconds)
         run = Run("tidegate", asks, rules, stop_retries_s=seconds, cut_s=seconds, seed=self.seed)
         return self.generator.submit(closed_loop, self.stack.target, run, clients=clients).result()
+
+    def _small_prompts(self) -> list[int]:
+        return [n for n, p in enumerate(self.stack.target.pool) if p.size == "small"]
 
     def _asks(self, flows: Sequence[Flow], *, salt: str) -> tuple[Ask, ...]:
         sizes = [prompt.size for prompt in self.stack.target.pool]
@@ -219,6 +213,14 @@ class Bench:
         """Wait until nothing of the run before is left."""
         if left := self.stack.leaks(self.stack.snapshot(), settle_s=ENGINE_EMPTY_S):
             raise SystemExit(f"the run before left something behind for good: {left}")
+
+
+def _small_asks(prompts: Sequence[int], count: int) -> tuple[Ask, ...]:
+    """So many asks with short answers, taking the prompts in turn."""
+    return tuple(
+        Ask(0.0, prompts[n % len(prompts)], PAIR_TOKENS, NONCE, False, "load", "normal", False)  # noqa: FBT003 - a record's fields
+        for n in range(count)
+    )
 
 
 def _cpu(before: Snapshot, after: Snapshot, generator_cpu_s: float) -> dict[str, float]:

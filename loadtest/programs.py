@@ -17,6 +17,8 @@ from pathlib import Path
 import httpx2
 import psutil
 
+from orchestrator.telemetry.processor_time import process_cpu_s
+
 ROOT = Path(__file__).parent.parent
 STOP_S = 60.0
 LOOK_EVERY_S = 0.2
@@ -25,19 +27,6 @@ LISTENING = re.compile(r"listening on (http://[0-9.]+:\d+)")
 
 class NotStarted(Exception):
     """A program did not come up; the message has the end of what it wrote."""
-
-
-def process_cpu_s(pid: int) -> float:
-    """
-    CPU seconds of a process, all its threads, to the nanosecond.
-
-    The counters in /proc are sampled by the timer's tick on many kernels: a process that is woken by
-    timers is charged whole ticks that it did not use. The scheduler's own clock is exact.
-
-    Source:
-        clock_getcpuclockid(3): the clock's number is made from the process's.
-    """
-    return time.clock_gettime((~pid << 3) | 2)
 
 
 @dataclass(slots=True)

@@ -27,7 +27,7 @@ import uvicorn
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from loadtest.programs import commit, machine, process_cpu_s
+from loadtest.programs import commit, machine
 from orchestrator.api.sse import EventStream, frame
 from orchestrator.domain import EngineChunk, Message
 from orchestrator.generation.citations import MarkFilter
@@ -35,6 +35,7 @@ from orchestrator.generation.engine_client import EngineClient, EngineRequest, E
 from orchestrator.resilience.circuit_breaker import BreakerPolicy, CircuitBreaker
 from orchestrator.resilience.deadline import Deadline
 from orchestrator.resilience.retry import RetryBudget, RetryPolicy
+from orchestrator.telemetry.processor_time import process_cpu_s
 
 ROOT = Path(__file__).parent.parent
 WORDS = (

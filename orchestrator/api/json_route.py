@@ -3,7 +3,7 @@ Routes whose endpoint takes one JSON body, and the short way to them.
 
 FastAPI matches routes one after the other, solves dependencies and keeps exit stacks for every
 request. A question needs none of it, and under overload most requests are refusals, whose cost is just
-this way: half of it falls away. The OpenAPI page stays FastAPI's, and so does every other route.
+this way. The OpenAPI page stays FastAPI's, and so do all other routes.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable

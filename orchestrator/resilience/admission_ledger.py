@@ -7,7 +7,6 @@ come from `admission_policy`.
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -81,7 +80,6 @@ class AdmissionLedger:
         self._capacity = capacity
         self._queue: dict[Ticket, None] = {}
         self._live: dict[Ticket, None] = {}
-        self._present: Counter[str] = Counter()
         self._charges = TenantCharges()
         self._outputs: dict[str, OutputLengths] = {}
         self._drain = DrainMeter()
@@ -115,7 +113,8 @@ class AdmissionLedger:
     def enter(self, ticket: Ticket, *, remaining_s: float, now_s: float) -> Decision:
         """Decide about an arrival, and write it down unless it is refused."""
         self._places = None
-        self._charges.arrive(ticket.caller.tenant, self._present.keys())
+        present = {t.caller.tenant for t in (*self._queue, *self._live)}
+        self._charges.arrive(ticket.caller.tenant, present)
         tickets = list(self._queue)
         waiting = [t.waiting for t in tickets]
         standing = policy.standing(ticket.waiting, waiting, self._charges.charged)
@@ -123,7 +122,6 @@ class AdmissionLedger:
         if decision.action is Action.REFUSE:
             self._refuse(ticket, decision, standing.ahead_tokens, now_s)
             return decision
-        self._present[ticket.caller.tenant] += 1
         if decision.action is Action.DISPLACE and standing.before is not None:
             self._displace(tickets[standing.before], now_s)
         if decision.action is Action.ADMIT:
@@ -146,7 +144,6 @@ class AdmissionLedger:
             self._settle(ticket, now_s)
         else:
             return
-        self._gone(ticket)
         self.dispatch(now_s)
         if not self._live and not self._queue:
             self._charges.forget()
@@ -267,15 +264,8 @@ class AdmissionLedger:
 
     def _displace(self, ticket: Ticket, now_s: float) -> None:
         del self._queue[ticket]
-        self._gone(ticket)
         ticket.displace()
         self._left_queue(ticket, now_s)
-
-    def _gone(self, ticket: Ticket) -> None:
-        tenant = ticket.caller.tenant
-        self._present[tenant] -= 1
-        if not self._present[tenant]:
-            del self._present[tenant]
 
     def _fits(self, ticket: Ticket) -> bool:
         unread = sum(t.demand.prompt_tokens for t in self._live if not t.prefilled)

@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import struct
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, cast
@@ -17,6 +16,7 @@ import numpy as np
 
 from orchestrator.domain import Embeddings
 from orchestrator.errors import EmbedderUnavailable
+from orchestrator.telemetry.processor_time import process_cpu_s
 
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER_BYTES = 64 * 1024
@@ -84,15 +84,9 @@ class EmbedderChild:
         return not self._pipes.exited.is_set()
 
     def used_cpu_s(self) -> float:
-        """
-        Processor time that it has used so far, in seconds; 0 once it is gone.
-
-        Source:
-            clock_getcpuclockid(3): the clock's number is made from the process's. Reading /proc
-            takes twenty times as long, and this is asked with every question.
-        """
+        """Processor time that it has used so far, in seconds; 0 once it is gone."""
         try:
-            return time.clock_gettime((~self.pid << 3) | 2)
+            return process_cpu_s(self.pid)
         except OSError:
             return 0.0
 
