@@ -75,7 +75,7 @@ costs: setup-dev model ## what /ask adds, pages a second (PDFS=<folder>), start-
 relay: setup-dev ## chunks a second that one core relays, from an engine to its clients
 	@exec $(BIN)/python -m loadtest.relay
 
-overload: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## tidegate against baselines: ENGINE=simulator|vllm SCENARIO=all REPEATS=3 SECONDS=40 LOADS=0.5,0.9,1,2,10
+overload: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## tidegate against baselines: ENGINE=simulator|vllm SCENARIO=all REPEATS=3 SECONDS=60 LOADS=0.5,0.9,1,2,10
 	@exec $(BIN)/python -m loadtest.overload --engine $(or $(ENGINE),simulator) \
 	    $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(REPEATS),--repeats $(REPEATS)) \
 	    $(if $(SECONDS),--seconds $(SECONDS)) $(if $(LOADS),--loads $(LOADS)) $(if $(OUT),--out "$(OUT)")

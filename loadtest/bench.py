@@ -14,12 +14,13 @@ from loadtest.stack import Snapshot, Stack
 from loadtest.systems import SystemName
 
 LOADS_X = (0.5, 0.9, 1.0, 2.0, 10.0)
-WARM_UP_SHARE = 0.25
+WARM_UP_SHARE = 0.5
+"""At most: who arrives early finds an empty engine, until those give up who came first."""
 BASELINE_TAIL_S = 5.0
 """A collapsed baseline would take minutes to run dry; who waits longer than this got nothing good."""
 ENGINE_EMPTY_S = 60.0
-CLOSED_S, CLOSED_WARM_UP_S = 36.0, 14.0
-"""Clients that start together stay in step for about one answer."""
+CLOSED_S = 36.0
+"""At least: clients that start together stay in step for about one answer."""
 CPU_OF = ("orchestrator_cpu_s", "children_cpu_s", "engine_cpu_s")
 PAIR_PROMPTS = 8
 PAIR_TOKENS = 32
@@ -107,7 +108,7 @@ class Bench:
         load_x: float,
         window: Window | None = None,
     ) -> Result:
-        """Arrivals that wait for nobody, on one system; the first quarter warms up."""
+        """Arrivals that wait for nobody, on one system; a patience, or half the run, warms up."""
         end_s = max(flow.end_s for flow in flows)
         tail_s = self.rules.patience_s + self.rules.grace_s + 1
         run = Run(
@@ -123,13 +124,13 @@ class Bench:
             scenario,
             run,
             load_x=load_x,
-            window=window or Window(WARM_UP_SHARE * end_s, end_s),
+            window=window or self._steady(end_s),
             clients=None,
         )
 
     def closed(self, scenario: str, system: SystemName, *, clients: int) -> Result:
         """So many clients that each ask again once they were answered."""
-        seconds = CLOSED_S
+        seconds = max(CLOSED_S, self.seconds)
         # More asks than any system here can answer in the time; the times do not matter.
         flow = Flow(rate_per_s=max(2.0 * clients, 50.0), end_s=seconds)
         run = Run(
@@ -140,7 +141,7 @@ class Bench:
             cut_s=seconds,
             seed=self.seed,
         )
-        window = Window(CLOSED_WARM_UP_S, seconds)
+        window = self._steady(seconds)
         return self._around(scenario, run, load_x=None, window=window, clients=clients)
 
     def pairs(self, repeats: int) -> Sent:
@@ -169,6 +170,9 @@ class Bench:
     def _asks(self, flows: Sequence[Flow], *, salt: str) -> tuple[Ask, ...]:
         sizes = [prompt.size for prompt in self.stack.target.pool]
         return schedule(flows, pool=sizes, mix=self.mix, seed=self.seed, salt=salt)
+
+    def _steady(self, end_s: float) -> Window:
+        return Window(min(self.rules.patience_s, WARM_UP_SHARE * end_s), end_s)
 
     def _around(
         self,

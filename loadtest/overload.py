@@ -1,7 +1,7 @@
 """
 What happens when more is asked than the engine can answer: one table, from one run of the real parts.
 
-    make overload ENGINE=simulator|vllm [SCENARIO=all] [REPEATS=3] [SECONDS=40] [OUT=reports/overload.json]
+    make overload ENGINE=simulator|vllm [SCENARIO=all] [REPEATS=3] [SECONDS=60] [OUT=reports/overload.json]
 
 Starts the engine and the orchestrator on free loopback ports, measures what the engine does by itself,
 then offers multiples of that: open-loop Poisson arrivals from fixed seeds, clients that time out and
@@ -25,7 +25,7 @@ from loadtest.arrivals import Mix
 from loadtest.bench import LOADS_X, Bench, Result
 from loadtest.client_rules import ClientRules
 from loadtest.programs import commit, machine
-from loadtest.scenarios import IN_ALL, SCENARIOS, Check, health
+from loadtest.scenarios import IN_ALL, SCENARIOS, Check, goodput, health
 from loadtest.stack import Stack, stack
 
 SEED = 20260701
@@ -68,7 +68,7 @@ def main() -> int:
         bench = replace(bench, capacity_rps=capacity.figures.answers_rps)
         results, checks = _all(bench, options, clients)
     results.insert(0, capacity)
-    checks += health(results)
+    checks = [*goodput(results), *checks, *health(results)]
     found = report.verdicts(checks)
     about = _about(options, running, capacity, time.monotonic() - began_s)
     print("\n" + "\n".join(f"{name}: {value}" for name, value in about.items()))
@@ -134,7 +134,7 @@ def _options() -> argparse.Namespace:
         "--scenario", default="all", help=f"comma separated: {', '.join(SCENARIOS)}, all"
     )
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument(
         "--loads", type=_loads, default=LOADS_X, help="of the curve, such as 1,2,10; with 2 and 10"
     )

@@ -181,7 +181,6 @@ def _recount_if_changed(parts: Components) -> None:
 
 def _count_requests(metrics: Metrics) -> Callable[[Finished], None]:
     def finished(done: Finished) -> None:
-        metrics.requests.labels(route=done.route, code=done.code).inc()
-        metrics.request_seconds.labels(route=done.route).observe(done.seconds)
+        metrics.finished(done.route, done.code, done.seconds)
 
     return finished

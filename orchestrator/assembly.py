@@ -283,7 +283,12 @@ def _probes(
             await threads.run(store.check)
 
     return (
-        BreakerProbe(breaker=breakers["embedder"], attempt=embed, failures=(EmbedderUnavailable,)),
+        BreakerProbe(
+            breaker=breakers["embedder"],
+            attempt=embed,
+            failures=(EmbedderUnavailable,),
+            worth_trying=lambda: embedder.alive,
+        ),
         BreakerProbe(
             breaker=breakers["store"], attempt=read, failures=(StoreUnavailable, TimeoutError)
         ),
@@ -372,8 +377,11 @@ def _reading(found: EngineMetrics, before: EngineMetrics) -> EngineReading:
     )
 
 
-def _log_breaker(name: str, state: str) -> None:
-    logger.log(logging.WARNING if state == "open" else logging.INFO, "breaker %s: %s", name, state)
+def _log_breaker(name: str, state: str, why: str) -> None:
+    if state == "open":
+        logger.warning("breaker %s: open; the last failure was: %s", name, why)
+    else:
+        logger.info("breaker %s: %s", name, state)
 
 
 def _log_engine(name: str, state: EngineState) -> None:

@@ -137,7 +137,8 @@ def _by_breaker(breaker: CircuitBreaker) -> Dependency:
         soon = "it is being tried at this moment"
     else:
         soon = "the next call tries it"
-    return Dependency("degraded", f"It failed too often of late; {soon}.")
+    why = f" ({breaker.last_failure.rstrip('.')})" if breaker.last_failure else ""
+    return Dependency("degraded", f"It failed too often of late{why}; {soon}.")
 
 
 def resident_bytes() -> int:

@@ -226,8 +226,8 @@ class EngineClient:
         """Tells the breaker of failures; what is no fault of the engine's is no failure."""
         try:
             yield
-        except (EngineUnavailable, EngineTimeout, EngineProtocolError):
-            call.failed()
+        except (EngineUnavailable, EngineTimeout, EngineProtocolError) as exc:
+            call.failed(str(exc))
             raise
         except EngineOverloaded as exc:
             call.abandoned()

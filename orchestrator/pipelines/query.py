@@ -291,7 +291,7 @@ class QueryPipeline:
             document_ids=question.document_ids,
             top_k=question.top_k,
             deadline=deadline,
-            first=partial(
+            check=partial(
                 self._library.check_searchable, question.collection, question.document_ids
             ),
         )

@@ -21,6 +21,8 @@ class BreakerProbe:
         breaker: Told how the call ended, as of any other.
         attempt: Makes it; bounds its own time.
         failures: What counts against the dependency; every other error of ours says nothing.
+        worth_trying: Whether an attempt could succeed at all: while the dependency is being
+            restarted, a failure would only make the breaker wait for longer.
         look_s: Seconds between two looks at the breaker.
     """
 
@@ -30,11 +32,13 @@ class BreakerProbe:
         breaker: CircuitBreaker,
         attempt: Callable[[], Awaitable[object]],
         failures: tuple[type[BaseException], ...],
+        worth_trying: Callable[[], bool] = lambda: True,
         look_s: float = 0.25,
     ) -> None:
         self._breaker = breaker
         self._attempt = attempt
         self._failures = failures
+        self._worth_trying = worth_trying
         self._look_s = look_s
         self._task: asyncio.Task[None] | None = None
 
@@ -51,7 +55,7 @@ class BreakerProbe:
 
     async def look(self) -> None:
         """Make the call if the breaker waits for one."""
-        if self._breaker.state != "half_open":
+        if self._breaker.state != "half_open" or not self._worth_trying():
             return
         # If somebody else's call is out, the breaker refuses ours.
         with suppress(OrchestratorError, TimeoutError, *self._failures):

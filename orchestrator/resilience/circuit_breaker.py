@@ -111,20 +111,20 @@ class Call:
 
     def succeeded(self, *, slow: bool = False) -> None:
         """The dependency did what it is for; `slow` if it took too long over it."""
-        self._tell(_Counts(calls=1, slow=int(slow)))
+        self._tell(_Counts(calls=1, slow=int(slow)), "it was slow" if slow else "")
 
-    def failed(self) -> None:
-        """The dependency did not do what it is for."""
-        self._tell(_Counts(calls=1, failures=1))
+    def failed(self, why: str) -> None:
+        """The dependency did not do what it is for; `why` is for whoever asks what happened."""
+        self._tell(_Counts(calls=1, failures=1), why)
 
     def abandoned(self) -> None:
         """Nobody knows: the caller left, or the fault was not the dependency's."""
         self._tell(None)
 
-    def _tell(self, result: _Counts | None) -> None:
+    def _tell(self, result: _Counts | None, why: str = "") -> None:
         breaker, self._breaker = self._breaker, None
         if breaker is not None:
-            breaker.settle(self._era, result)
+            breaker.settle(self._era, result, why)
 
 
 class CircuitBreaker:
@@ -138,7 +138,10 @@ class CircuitBreaker:
         name: What it guards; for messages and metrics.
         policy: When it opens.
         clock: Monotonic seconds.
-        on_change: Told the name and the new state.
+        on_change: Told the name, the new state, and why the last failed call failed.
+
+    Attributes:
+        last_failure: Why the last call failed that did, in words.
     """
 
     def __init__(
@@ -147,9 +150,10 @@ class CircuitBreaker:
         name: str,
         policy: BreakerPolicy,
         clock: Callable[[], float] = time.monotonic,
-        on_change: Callable[[str, State], None] = lambda _name, _state: None,
+        on_change: Callable[[str, State, str], None] = lambda _name, _state, _why: None,
     ) -> None:
         self.name = name
+        self.last_failure = ""
         self._policy = policy
         self._clock = clock
         self._on_change = on_change
@@ -224,18 +228,19 @@ class CircuitBreaker:
         began_s = self._clock()
         try:
             yield call
-        except failures:
-            call.failed()
+        except failures as exc:
+            call.failed(str(exc))
             raise
         except BaseException:
             call.abandoned()
             raise
         call.succeeded(slow=slow_s is not None and self._clock() - began_s > slow_s)
 
-    def settle(self, era: int, result: _Counts | None) -> None:
+    def settle(self, era: int, result: _Counts | None, why: str = "") -> None:
         """Take a call's result in; for `Call` alone. Results of an earlier era say nothing."""
         if era != self._era:
             return
+        self.last_failure = why or self.last_failure
         if self._state == "half_open":
             self._settle_probe(result)
             return
@@ -282,4 +287,4 @@ class CircuitBreaker:
 
     def _change(self, state: State) -> None:
         self._state = state
-        self._on_change(self.name, state)
+        self._on_change(self.name, state, self.last_failure)

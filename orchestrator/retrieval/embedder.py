@@ -31,8 +31,8 @@ one to two seconds with two threads. Alone, a second thread saves one or two mil
 
 _MAX_FAILED_STARTS = 5
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-_AT_WORK_CPU_S = 0.02
-"""Processor time that shows a child at work; less is waking up and reading."""
+_SILENT_SHARE = 0.5
+"""Of a question's time: a child that was silent for so much of it at a stretch is at fault."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +60,7 @@ class Embedder:
         max_queued: Requests that may wait in a lane.
         start_timeout_s: Longest that loading the model may take, in seconds.
         request_timeout_s: Silence after which the child counts as hung, in seconds.
+        look_s: Seconds between two looks at whether the child works on what it has.
         device: Where the child computes, in torch's words.
         command: How to start the child; ours unless a test says otherwise.
         on_wait: Told the lane ("embed_query", "embed_passages"), and how long a request waited in
@@ -76,6 +77,7 @@ class Embedder:
         max_queued: int = 256,
         start_timeout_s: float = 120.0,
         request_timeout_s: float = 30.0,
+        look_s: float = 0.25,
         device: str = "cpu",
         command: Sequence[str] | None = None,
         on_wait: Callable[[str, float], None] = lambda _lane, _wait_s: None,
@@ -90,6 +92,7 @@ class Embedder:
         self._max_queued = max_queued
         self._start_timeout_s = start_timeout_s
         self._request_timeout_s = request_timeout_s
+        self._look_s = look_s
         self._on_wait = on_wait
         self._clock = clock
         self._queries: deque[_Job] = deque()
@@ -149,29 +152,27 @@ class Embedder:
         Raises:
             QueueFull: If too many questions wait already.
             EmbedderUnavailable: If the child is gone and being restarted, or if it did nothing at
-                all in that time.
+                all for half of that time.
             TimeoutError: If that time was too short for a child that is at work: it has others
                 before this one, or too little of the processor.
         """
         child = self._child
-        used_s = 0.0 if child is None else child.used_cpu_s()
         try:
             async with asyncio.timeout(timeout_s):
                 rows = await self._submit(self._queries, [text], retries=0)
         except TimeoutError as exc:
-            if self._at_work(child, used_s):
+            if timeout_s is None or self._at_work(child, _SILENT_SHARE * timeout_s):
                 raise
             raise EmbedderUnavailable(
-                f"The embedder did nothing for {timeout_s:g} s. Try again.", retry_after_s=1.0
+                f"The embedder did nothing for {_SILENT_SHARE * timeout_s:g} s. Try again.",
+                retry_after_s=1.0,
             ) from exc
         query: Vector = rows[0]
         return query
 
-    def _at_work(self, child: EmbedderChild | None, used_s: float) -> bool:
-        """Whether it is the same child as before, and has been computing since."""
-        if child is None or child is not self._child:
-            return False
-        return child.used_cpu_s() - used_s > _AT_WORK_CPU_S
+    def _at_work(self, child: EmbedderChild | None, silence_s: float) -> bool:
+        """Whether it is the same child as before, and has not been silent for so long."""
+        return child is not None and child is self._child and child.silent_s < silence_s
 
     async def embed_passages(self, texts: Sequence[str]) -> Embeddings:
         """
@@ -278,7 +279,9 @@ class Embedder:
                 _fail([job], EmbedderUnavailable(error + "It is being restarted; try again."))
 
     async def _start_child(self) -> None:
-        self._child = await EmbedderChild.start(self._command, timeout_s=self._start_timeout_s)
+        self._child = await EmbedderChild.start(
+            self._command, timeout_s=self._start_timeout_s, look_s=self._look_s
+        )
         self.dimension = self._child.dimension
         self.max_tokens = self._child.max_tokens
         self.dtype = self._child.dtype

@@ -10,6 +10,7 @@ import os
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,6 +22,10 @@ from orchestrator.telemetry.processor_time import process_cpu_s
 _LENGTH = struct.Struct("<I")
 _MAX_HEADER_BYTES = 64 * 1024
 _LAST_WORDS_S = 1.0
+_AT_WORK_CPU_S = 0.02
+"""Processor time that shows a child at work; less is waking up and reading."""
+_RUNNABLE = {"R", "D"}
+"""States of a process that computes, or would if it were let: waiting for a processor or a page."""
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -37,19 +42,32 @@ class EmbedderChild:
     """One running embedder process that has said what it is."""
 
     def __init__(
-        self, transport: asyncio.SubprocessTransport, pipes: "_Pipes", hello: dict[str, Any]
+        self,
+        transport: asyncio.SubprocessTransport,
+        pipes: "_Pipes",
+        hello: dict[str, Any],
+        *,
+        look_s: float,
     ) -> None:
         self._transport = transport
         self._pipes = pipes
         self._requests = cast("asyncio.WriteTransport", transport.get_pipe_transport(0))
+        self._watch = _SilenceWatch(transport.get_pid(), look_s)
         self.dimension = int(hello["dimension"])
         self.max_tokens = int(hello["max_tokens"])
         self.dtype = str(hello["dtype"])
 
     @classmethod
-    async def start(cls, command: Sequence[str], *, timeout_s: float) -> "EmbedderChild":
+    async def start(
+        cls, command: Sequence[str], *, timeout_s: float, look_s: float = 0.25
+    ) -> "EmbedderChild":
         """
         A child that has loaded its model.
+
+        Args:
+            command: How to start it.
+            timeout_s: Longest that loading the model may take, in seconds.
+            look_s: Seconds between two looks at whether it works on a request.
 
         Raises:
             ChildLostError: If it ended, or did not get ready in time.
@@ -64,7 +82,7 @@ class EmbedderChild:
         try:
             async with asyncio.timeout(timeout_s):
                 hello, _ = await pipes.reply()
-                return cls(transport, pipes, hello)
+                return cls(transport, pipes, hello, look_s=look_s)
         except (TimeoutError, OSError, EOFError, ValueError, KeyError) as exc:
             verdict = await _obituary(transport, pipes, exc)
             await _kill(transport, pipes)
@@ -83,12 +101,15 @@ class EmbedderChild:
         """Whether the process has not ended."""
         return not self._pipes.exited.is_set()
 
-    def used_cpu_s(self) -> float:
-        """Processor time that it has used so far, in seconds; 0 once it is gone."""
-        try:
-            return process_cpu_s(self.pid)
-        except OSError:
-            return 0.0
+    @property
+    def silent_s(self) -> float:
+        """
+        Seconds for which it has had a request and was not seen to compute; 0 without a request.
+
+        Counted in looks of ours, not by the clock: when this process or the whole machine stands
+        still, nobody has looked, and the child is not to blame.
+        """
+        return self._watch.silent_s
 
     async def embed(
         self, texts: Sequence[str], *, timeout_s: float, threads: int | None = None
@@ -106,8 +127,9 @@ class EmbedderChild:
             EmbedderUnavailable: If it lives and could not embed these texts.
         """
         try:
-            async with asyncio.timeout(timeout_s):
-                return await self._exchange(texts, threads)
+            with self._watch:
+                async with asyncio.timeout(timeout_s):
+                    return await self._exchange(texts, threads)
         except (TimeoutError, OSError, EOFError, ValueError, KeyError) as exc:
             verdict = await _obituary(self._transport, self._pipes, exc)
             raise ChildLostError(verdict) from exc
@@ -130,6 +152,67 @@ class EmbedderChild:
     async def stop(self) -> None:
         """End the process and wait until it is gone."""
         await _kill(self._transport, self._pipes)
+
+
+class _SilenceWatch:
+    """
+    Looks now and then, while a child has a request, at whether it computes.
+
+    A child that wants to and is not let has too little of the processor; that is no silence.
+
+    Args:
+        pid: Of the child.
+        look_s: Seconds between two looks.
+    """
+
+    def __init__(self, pid: int, look_s: float) -> None:
+        self._pid = pid
+        self._look_s = look_s
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._used_s = 0.0
+        self._silent_looks = 0
+
+    @property
+    def silent_s(self) -> float:
+        return self._silent_looks * self._look_s
+
+    def __enter__(self) -> None:
+        with suppress(OSError):
+            self._used_s = process_cpu_s(self._pid)
+        self._timer = self._loop.call_later(self._look_s, self._look)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._silent_looks = 0
+
+    def _look(self) -> None:
+        try:
+            used_s = process_cpu_s(self._pid)
+            computes = used_s - self._used_s > _AT_WORK_CPU_S or _state(self._pid) in _RUNNABLE
+        except OSError:
+            # Nobody knows; a child that is gone is noticed by its pipe.
+            used_s, computes = self._used_s, True
+        if computes:
+            self._used_s, self._silent_looks = used_s, 0
+        else:
+            self._silent_looks += 1
+        self._timer = self._loop.call_later(self._look_s, self._look)
+
+
+def _state(pid: int) -> str:
+    """
+    The state of a process's first thread, a letter.
+
+    Raises:
+        OSError: If there is no such process.
+
+    Source:
+        proc_pid_stat(5): it follows the name, which stands in parentheses and may hold some.
+    """
+    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    return text.rpartition(")")[2].split()[0]
 
 
 class _Pipes(asyncio.SubprocessProtocol):

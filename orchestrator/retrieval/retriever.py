@@ -115,7 +115,7 @@ class Retriever:
         document_ids: Sequence[DocumentId],
         top_k: int,
         deadline: Deadline,
-        first: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None,
     ) -> Retrieved:
         """
         The passages that fit the question best.
@@ -126,8 +126,9 @@ class Retriever:
             document_ids: Search only these; empty means the whole collection.
             top_k: Passages at most.
             deadline: When the search has to be over.
-            first: Called in the search's thread before it; what it raises ends the search. A way
-                to another thread of its own would cost as much as the search.
+            check: Raises if there is nothing that could be searched. Called in the search's thread,
+                since a way to another would cost as much as the search, and only where what is
+                found does not answer it: if documents are named, or if nothing is found.
 
         Raises:
             DeadlineExceeded: If it is not.
@@ -148,7 +149,7 @@ class Retriever:
                 document_ids=tuple(document_ids),
                 top_k=top_k,
             )
-            found = await self._guarded(search, first)
+            found = await self._guarded(search, check)
             if missing is not None and not found.passages:
                 raise missing
             return found
@@ -168,28 +169,32 @@ class Retriever:
                 retry_after_s=1.0,
             )
 
-    async def _guarded(self, search: "_Search", first: Callable[[], None]) -> Retrieved:
+    async def _guarded(self, search: "_Search", check: Callable[[], None]) -> Retrieved:
         """What a thread finds; how the store behaved is told to its breaker."""
         call = self._store_breaker.enter()
         began_s: list[float] = []
 
         def run() -> Retrieved:
             began_s.append(self._clock())
-            first()
-            return self._search(search)
+            if search.document_ids:
+                check()
+            found = self._search(search)
+            if not (search.document_ids or found.passages):
+                check()
+            return found
 
         def slow() -> bool:  # waiting for a thread is not the store's fault
             return bool(began_s) and self._clock() - began_s[0] > self._store_slow_s
 
         try:
             found = await self._threads.run(run)
-        except StoreUnavailable:
-            call.failed()
+        except StoreUnavailable as exc:
+            call.failed(str(exc))
             raise
         except BaseException:
             # Whoever gave up after so long gave up on the store.
             if slow():
-                call.failed()
+                call.failed(f"A search took longer than {self._store_slow_s:g} s.")
             else:
                 call.abandoned()
             raise

@@ -16,7 +16,7 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 
 MAX_LINES = 10_000
 FLUSH_S = 2.0
-WRITE_EVERY_S = 0.05
+WRITE_EVERY_S = 0.1
 BATCH_LINES = 1000
 FIELDS = "fields"
 """Name of the `extra` that carries structured fields."""

@@ -81,6 +81,7 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
+        self._finished: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
         self._waits: dict[str, Histogram] = {}
         """The few series of it: looking one up takes longer than counting in it."""
         self.loop_lag_seconds = Histogram(
@@ -104,6 +105,19 @@ class Metrics:
             buckets=(*SECONDS, 300, 900),
             registry=self.registry,
         )
+
+    def finished(self, route: str, code: str, seconds: float) -> None:
+        """A request has ended. A series is looked up once: that takes longer than to count."""
+        series = self._finished.get((route, code))
+        if series is None:
+            series = (
+                self.requests.labels(route=route, code=code),
+                self.request_seconds.labels(route=route),
+            )
+            self._finished[route, code] = series
+        count, took = series
+        count.inc()
+        took.observe(seconds)
 
     def waited(self, bulkhead: str, wait_s: float) -> None:
         """Somebody waited for a place."""

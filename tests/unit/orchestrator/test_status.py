@@ -10,7 +10,7 @@ def test_a_breaker_says_what_comes_next():
     breaker = CircuitBreaker(name="embedder", policy=BreakerPolicy(), clock=lambda: now_s[0])
     assert _by_breaker(breaker).status == "ok"
     for _ in range(5):
-        breaker.enter().failed()
+        breaker.enter().failed("why")
     told = [_by_breaker(breaker)]
     now_s[0] = 4.9
     told.append(_by_breaker(breaker))
@@ -19,6 +19,7 @@ def test_a_breaker_says_what_comes_next():
     probe = breaker.enter()
     told.append(_by_breaker(breaker))
     assert {dependency.status for dependency in told} == {"degraded"}
+    assert all("of late (why); " in dependency.detail for dependency in told)
     assert [dependency.detail.partition("; ")[2] for dependency in told] == [
         "it is tried again in 5 s.",
         "it is tried again in 1 s.",

@@ -43,10 +43,10 @@ class WatchedBreaker(CircuitBreaker):
         super().__init__(name="engine", policy=BreakerPolicy(), **options)
         self.told: list[str] = []
 
-    def settle(self, era, result):
+    def settle(self, era, result, why=""):
         kind = "abandoned" if result is None else "failed" if result.failures else "succeeded"
         self.told.append("slow" if result is not None and result.slow else kind)
-        super().settle(era, result)
+        super().settle(era, result, why)
 
 
 @pytest.fixture
@@ -340,7 +340,7 @@ async def test_an_engine_that_always_fails_is_left_alone(client, fake_engine, br
 async def test_the_probe_is_never_a_retry(client, fake_engine, breaker, clock):
     """A half-open breaker lets one request ask once; its failure is told as it is."""
     for _ in range(5):
-        breaker.enter().failed()
+        breaker.enter().failed("why")
     clock.now_s += 6
     fake_engine.play(statuses=[LOADING])
     with pytest.raises(EngineUnavailable, match="loading"):
@@ -354,7 +354,7 @@ async def test_a_retry_does_not_become_the_probe(fake_engine, connect, breaker, 
 
     def opened(_error):
         for _ in range(4):
-            breaker.enter().failed()
+            breaker.enter().failed("why")
         clock.now_s += 6
 
     client = connect(fake_engine.url, on_retry=opened)
@@ -368,7 +368,7 @@ async def test_a_retry_does_not_become_the_probe(fake_engine, connect, breaker, 
 async def test_a_long_probe_closes_the_breaker_early(client, fake_engine, breaker, clock):
     """Some tokens prove enough: nobody waits for the end of a long answer."""
     for _ in range(5):
-        breaker.enter().failed()
+        breaker.enter().failed("why")
     clock.now_s += 6
     fake_engine.play(tokens=["a"] * 20, token_s=0.01)
     states = [breaker.state async for _ in client.stream(REQUEST, Deadline(5))]

@@ -60,8 +60,8 @@ class FakeRetriever:
         self.by_words_only = False
         self.relevant = True
 
-    async def retrieve(self, text, *, collection, document_ids, top_k, deadline, first):
-        first()
+    async def retrieve(self, text, *, collection, document_ids, top_k, deadline, check):
+        check()
         self.asked.append(top_k)
         found = tuple(passage(n + 1) for n in range(top_k))
         return Retrieved(found, relevant=self.relevant, by_words_only=self.by_words_only)

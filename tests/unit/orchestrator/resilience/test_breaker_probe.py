@@ -18,6 +18,7 @@ class Bench:
         self.attempts = 0
         self.may_answer = asyncio.Event()
         self.may_answer.set()
+        self.worth_trying = True
         self.breaker = CircuitBreaker(
             name="embedder", policy=BreakerPolicy(open_s=5), clock=lambda: self.now_s
         )
@@ -25,10 +26,11 @@ class Bench:
             breaker=self.breaker,
             attempt=self.attempt,
             failures=(EmbedderUnavailable,),
+            worth_trying=lambda: self.worth_trying,
             look_s=0.001,
         )
         for _ in range(5):
-            self.breaker.enter().failed()
+            self.breaker.enter().failed("why")
 
     async def attempt(self):
         self.attempts += 1
@@ -62,6 +64,17 @@ async def test_one_that_is_still_broken_is_left_alone_for_longer(bench):
     assert bench.breaker.retry_after_s == 10
 
 
+async def test_one_that_is_being_restarted_is_left_until_it_is_back(bench):
+    """A try that cannot succeed would double the time for which it is left alone."""
+    bench.now_s += 5
+    bench.worth_trying = False
+    await bench.probe.look()
+    assert (bench.attempts, bench.breaker.state) == (0, "half_open")
+    bench.worth_trying = True
+    await bench.probe.look()
+    assert bench.breaker.state == "closed"
+
+
 @pytest.mark.parametrize("error", [Overloaded("full"), TimeoutError()])
 async def test_one_that_is_busy_is_tried_again(bench, error):
     """What is no failure opens nothing, and closes nothing."""
@@ -93,7 +106,7 @@ async def test_looks_by_itself_until_it_is_closed(bench):
         while bench.breaker.state != "closed":
             await asyncio.sleep(0)
     for _ in range(5):
-        bench.breaker.enter().failed()
+        bench.breaker.enter().failed("why")
     bench.may_answer.clear()
     bench.now_s += 5
     async with asyncio.timeout(10):

@@ -34,7 +34,7 @@ class Bench:
             name="engine",
             policy=policy,
             clock=self.clock,
-            on_change=lambda name, state: self.changes.append((name, state)),
+            on_change=lambda name, state, _why: self.changes.append((name, state)),
         )
 
     def succeed(self, times=1, *, slow=False):
@@ -43,7 +43,7 @@ class Bench:
 
     def fail(self, times=1):
         for _ in range(times):
-            self.breaker.enter().failed()
+            self.breaker.enter().failed("why")
 
     def open(self):
         self.fail(5)
@@ -159,10 +159,21 @@ def test_only_the_first_word_about_a_call_counts(bench):
     for _ in range(20):
         call = bench.breaker.enter()
         call.succeeded()
-        call.failed()
+        call.failed("why")
         call.abandoned()
     assert bench.breaker.state == "closed"
     assert bench.breaker._window.total.calls == 20
+
+
+def test_the_last_failure_is_remembered(bench):
+    """Whoever looks at an open breaker sees what happened, a late word of the past aside."""
+    late = bench.breaker.enter()
+    bench.open()
+    late.failed("long ago")
+    assert bench.breaker.last_failure == "why"
+    bench.clock.now_s += 5
+    bench.succeed()
+    assert bench.breaker.last_failure == "why"
 
 
 def test_calls_from_before_it_opened_say_nothing(bench):
@@ -171,7 +182,7 @@ def test_calls_from_before_it_opened_say_nothing(bench):
     bench.open()
     bench.clock.now_s += 5
     probe = bench.breaker.enter()
-    late[0].failed()
+    late[0].failed("why")
     late[1].succeeded()
     late[2].abandoned()
     assert bench.breaker.state == "half_open"
@@ -179,7 +190,7 @@ def test_calls_from_before_it_opened_say_nothing(bench):
         bench.breaker.enter()
     probe.succeeded()
     for call in late:
-        call.failed()
+        call.failed("why")
     assert bench.breaker.state == "closed"
     assert bench.breaker._window.total.calls == 0
 
@@ -271,10 +282,10 @@ class Breaking(RuleBasedStateMachine):
     )
     def tell(self, data, word, again):
         call = data.draw(st.sampled_from([*self.calls, *self.probes]))
-        say = (lambda: call.succeeded(slow=True)) if word == "slow" else getattr(call, word)
-        say()
+        say = {"slow": lambda: call.succeeded(slow=True), "failed": lambda: call.failed("why")}
+        say.get(word, getattr(call, word, None))()
         if again:
-            call.failed()
+            call.failed("why")
         if call.probe:
             self.probes.remove(call)
             expected = {"succeeded": "closed", "abandoned": "half_open"}

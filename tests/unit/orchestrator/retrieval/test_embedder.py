@@ -4,11 +4,13 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import EmbedderUnavailable, QueueFull
+from orchestrator.retrieval import embedder_child
 from orchestrator.retrieval.embedder import Embedder
 
 # A child without a model: the vector of a text is its length. Texts may tell it what to do.
@@ -75,6 +77,7 @@ async def embedder(tmp_path, waits, clock):
         max_queued=3,
         start_timeout_s=10.0,
         request_timeout_s=5.0,
+        look_s=0.02,
         command=[sys.executable, "-S", "-E", str(program), str(tmp_path)],
         on_wait=lambda lane, wait_s: waits.append((lane, wait_s)),
         clock=lambda: clock[0],
@@ -237,8 +240,25 @@ async def test_a_child_that_does_nothing_is_told_as_such(embedder, before, passa
     """Neither computing nor answering for all of the time that a question has is a failure."""
     await before(*passages)
     with pytest.raises(EmbedderUnavailable, match=r"did nothing for 0\.1 s"):
-        await embedder.embed_query(text, timeout_s=0.1)
+        await embedder.embed_query(text, timeout_s=0.2)
     assert embedder.waiting == (0, 0)
+
+
+async def test_a_machine_that_stood_still_blames_nobody(embedder):
+    """Time that passed while nobody looked says nothing of the child: it may have had none of it."""
+    question = asyncio.create_task(embedder.embed_query("hang", timeout_s=0.2))
+    await asyncio.sleep(0.01)
+    time.sleep(0.3)  # noqa: ASYNC251 - the loop stands still, as it does in a paused machine
+    with pytest.raises(TimeoutError):
+        await question
+
+
+async def test_a_child_that_wants_to_compute_is_not_silent(embedder, before, monkeypatch):
+    """A child that gets none of the processor's time is ready to run, and has not failed."""
+    monkeypatch.setattr(embedder_child, "process_cpu_s", lambda _pid: 1.0)
+    await before("compute")
+    with pytest.raises(TimeoutError):
+        await embedder.embed_query("q", timeout_s=0.2)
 
 
 async def test_a_child_that_is_being_replaced_is_not_at_work(embedder):

@@ -11,6 +11,7 @@ from orchestrator.concurrency import Threads
 from orchestrator.domain import DocumentId
 from orchestrator.errors import (
     CircuitOpen,
+    CollectionNotFound,
     DeadlineExceeded,
     EmbedderUnavailable,
     QueueFull,
@@ -88,7 +89,14 @@ def make_retriever(store, tmp_path, embedder, breakers, threads, clock):
 
 
 async def ask(
-    retriever, text="turbine", *, collection="default", documents=(), top_k=10, budget_s=20.0
+    retriever,
+    text="turbine",
+    *,
+    collection="default",
+    documents=(),
+    top_k=10,
+    budget_s=20.0,
+    check=lambda: None,
 ):
     return await retriever.retrieve(
         text,
@@ -96,6 +104,7 @@ async def ask(
         document_ids=documents,
         top_k=top_k,
         deadline=Deadline(budget_s),
+        check=check,
     )
 
 
@@ -148,6 +157,23 @@ async def test_only_the_named_documents_are_searched(retrieve, library):
     assert sorted(passage.chunk_id for passage in found.passages) == mine
     assert found.relevant
     assert len((await retrieve("turbine", top_k=1)).passages) == 1
+
+
+async def test_what_is_found_shows_that_there_was_something_to_search(retrieve, library):
+    """Otherwise, and where documents are named, somebody is asked, and may refuse the search."""
+    library.publish("a", "the turbine")
+    asked = []
+
+    def check():
+        asked.append(True)
+        raise CollectionNotFound("There is none.", param="collection")
+
+    assert (await retrieve("turbine", check=check)).passages
+    assert not asked
+    for options in ({"documents": [DocumentId("a")]}, {"collection": "other"}):
+        with pytest.raises(CollectionNotFound):
+            await retrieve("turbine", check=check, **options)
+    assert len(asked) == 2
 
 
 async def test_an_empty_collection_gives_nothing(retrieve):
