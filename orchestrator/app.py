@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from orchestrator.api import error_responses
 from orchestrator.api.ask import AskRoutes, QuestionLimits
@@ -35,8 +36,13 @@ class EmbedderChangedError(Exception):
     """The stored vectors and the embedding model do not belong together."""
 
 
-def create_app(parts: Components) -> FastAPI:
-    """The application around the parts; starting and stopping it starts and stops them."""
+def create_app(parts: Components) -> ASGIApp:
+    """
+    The application around the parts; starting and stopping it starts and stops them.
+
+    What is around every request is around the framework, too: a question on its short way meets
+    none of the framework's own layers.
+    """
     settings = parts.settings
     app = FastAPI(
         title="Tidegate",
@@ -75,19 +81,17 @@ def create_app(parts: Components) -> FastAPI:
     for router in routers:
         app.include_router(router)
     error_responses.install(app)
-    # Each one added goes around those before it.
-    app.add_middleware(ShortWay, routes=[route for router in routers for route in router.routes])
-    app.add_middleware(
-        BodyLimit,
+    short_way = ShortWay(app, routes=[route for router in routers for route in router.routes])
+    limited = BodyLimit(
+        short_way,
         limits={"/upload": settings.max_upload_body_bytes},
         default_bytes=settings.max_body_bytes,
     )
-    app.add_middleware(
-        RequestContext,
+    return RequestContext(
+        limited,
         max_open=settings.max_open_requests,
         on_finished=_count_requests(parts.metrics),
     )
-    return app
 
 
 def prepare(parts: Components) -> None:

@@ -160,6 +160,10 @@ def install(app: FastAPI) -> None:
     async def framework(request: Request, exc: Exception) -> Response:
         return _seen(request, http_error(cast("HTTPException", exc)))
 
+    async def bug(request: Request, exc: Exception) -> Response:
+        return _seen(request, internal_error(exc))
+
+    app.add_exception_handler(Exception, bug)
     app.add_exception_handler(OrchestratorError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, framework)

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.api.error_responses import CLIENT_CLOSED_REQUEST, error_response, internal_error
-from orchestrator.errors import BodyTooLarge, ClientClosed, NotReady, OrchestratorError
+from orchestrator.errors import BodyTooLarge, ClientClosed, Internal, NotReady, OrchestratorError
 from orchestrator.telemetry.logs import FIELDS, REQUEST_ID
 
 logger = logging.getLogger("tidegate.access")
@@ -92,6 +92,8 @@ class RequestContext:
         except OrchestratorError as exc:
             await _answer(scope, receive, stamped, exc)
         except Exception as exc:
+            if scope["state"].get("outcome") == Internal.code:
+                return  # the framework has told it, and raises it once more for those who log
             error = internal_error(exc)
             if status:
                 raise

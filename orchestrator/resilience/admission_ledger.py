@@ -363,3 +363,5 @@ class AdmissionLedger:
         work = sum(t.demand.work_tokens for t in self._queue if t.caller.band is not Band.BATCH)
         eta_s = self._eta_s(work, 0, now_s) if work else 0.0
         self.brownout = policy.brownout(self.brownout, eta_s, self._limits)
+        if self.brownout:
+            self._refusals.queue_stands(now_s)

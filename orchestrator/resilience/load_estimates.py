@@ -12,7 +12,7 @@ KEPT = 0.97
 """What an answer still counts after the next one, in the mean length."""
 SUSTAINED_AFTER_S = 5.0
 STREAK_GAP_S = 2.0
-"""A longer time without a refusal ends a streak of them."""
+"""A longer time without a refusal ends a streak of them, unless the queue stayed as long."""
 
 
 class DrainMeter:
@@ -173,8 +173,18 @@ class RefusalStreak:
             self._since_s = now_s
         self._last_s = now_s
 
+    def queue_stands(self, now_s: float) -> None:
+        """
+        The queue is long at this moment: a pause in the refusals is then none in the load.
+
+        Places come free in clumps. Who was refused in such a pause came back into the same queue,
+        and its answer began too late: a sixth of what an engine on a CPU did at twice its capacity.
+        """
+        if now_s - self._last_s <= STREAK_GAP_S:
+            self._last_s = now_s
+
     def sustained(self, now_s: float) -> bool:
-        """Whether refusals have gone on for 5 s, none more than 2 s after the one before."""
+        """Whether refusals, or the long queue they left, have lasted 5 s without a gap of 2 s."""
         going_on = now_s - self._last_s <= STREAK_GAP_S
         return going_on and now_s - self._since_s >= SUSTAINED_AFTER_S
 

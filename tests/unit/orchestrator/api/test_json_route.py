@@ -4,6 +4,7 @@ import httpx2
 import pytest
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp
 
 from orchestrator.api import error_responses
 from orchestrator.api.json_route import JsonRoute, ShortWay
@@ -23,17 +24,16 @@ async def echo(body: SearchRequest, request: Request) -> Response:
     return JSONResponse({"question": body.question, "path": request.url.path})
 
 
-def app(*, short: bool) -> FastAPI:
-    """One route, with the short way to it or without."""
+def app(*, short: bool) -> ASGIApp:
+    """One route, with the short way to it or without, and what is around every request."""
     made = FastAPI()
     router = APIRouter(route_class=JsonRoute)
     router.add_api_route("/echo", echo, methods=["POST"], response_model=None)
     made.include_router(router)
     error_responses.install(made)
-    made.add_middleware(ShortWay, routes=router.routes if short else [])
-    made.add_middleware(BodyLimit, limits={}, default_bytes=1000)
-    made.add_middleware(RequestContext, max_open=8, on_finished=seen.append)
-    return made
+    way = ShortWay(made, routes=router.routes if short else [])
+    limited = BodyLimit(way, limits={}, default_bytes=1000)
+    return RequestContext(limited, max_open=8, on_finished=seen.append)
 
 
 seen: list = []
@@ -59,8 +59,8 @@ CASES = {
 }
 
 
-async def ask(made: FastAPI, method: str = "POST", **case) -> httpx2.Response:
-    transport = httpx2.ASGITransport(made, raise_app_exceptions=False)
+async def ask(made: ASGIApp, method: str = "POST", **case) -> httpx2.Response:
+    transport = httpx2.ASGITransport(made)
     async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
         return await client.request(method, "/echo", **case)
 

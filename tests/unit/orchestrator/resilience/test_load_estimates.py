@@ -171,6 +171,20 @@ def test_overload_is_sustained_after_five_seconds_of_refusals():
     assert not streak.sustained(18.0)
 
 
+def test_overload_lasts_as_long_as_its_queue():
+    """A pause in the refusals beside a long queue is none; after a gap, a queue alone is no overload."""
+    streak = RefusalStreak()
+    streak.queue_stands(9.0)
+    for now_s in (10.0, 12.0, 14.0):
+        streak.refused(now_s)
+    for now_s in (16.0, 18.0, 20.0):
+        streak.queue_stands(now_s)
+        assert streak.sustained(now_s)
+    assert not streak.sustained(22.1)
+    streak.queue_stands(22.1)
+    assert not streak.sustained(22.1)
+
+
 def answered(pace, *, streams=4, token_s=0.05, seconds=40, tokens=100):
     """Streams that get a token each `token_s`; answers that end after `tokens`; the time it ends."""
     pace.live(streams, 0.0)
