@@ -265,24 +265,26 @@ IN_ALL = [name for name in SCENARIOS if name != "refusal"]
 
 def goodput(results: Sequence[Result]) -> tuple[Check, ...]:
     """
-    How much of the peak of the curve is left under overload.
+    How much of its own peak tidegate keeps under overload, and how much that is of the best of all.
 
-    The peak is the best of all systems at all loads, the engine's closed loop among them, in medians
-    of the repeats: the best single run would be the luckiest of dozens. Lesser answers are cheaper,
-    so full ones are compared with full ones.
+    Peaks are the best medians of the repeats: the best single run would be the luckiest of dozens.
+    The best of all systems is only shown. Where everything runs on the same cores, the embedder takes
+    from the engine what those who bring their prompts along leave to it; `throughput` has what
+    tidegate itself costs. Lesser answers are cheaper, so full ones are compared with full ones.
     """
     runs: dict[tuple[SystemName, float | None], list[float]] = {}
     for r in results:
         if r.scenario in {"capacity", "curve"}:
             runs.setdefault((r.system, r.load_x), []).append(r.figures.goodput_tok_s)
-    if not any(load_x for _, load_x in runs):
+    medians = {key: statistics.median(tok_s) for key, tok_s in runs.items()}
+    own = max((m for (system, _), m in medians.items() if system == "tidegate"), default=None)
+    if own is None:
         return ()
-    peak = max(statistics.median(tok_s) for tok_s in runs.values())
+    best = max(medians.values())
     return tuple(
-        Check(
-            "curve", f"goodput at {x:g}x, of the peak", tok_s / peak if peak else None, least=least
-        )
-        for x, least in GOODPUT_KEPT
+        Check("curve", f"goodput at {x:g}x, of {what}", _part(tok_s, peak), least=least)
+        for x, kept in GOODPUT_KEPT
+        for what, peak, least in (("its peak", own, kept), ("the best of all", best, None))
         for tok_s in runs["tidegate", x]
     )
 
@@ -301,4 +303,8 @@ def _leaking(results: Sequence[Result]) -> float:
 
 
 def _share(result: Result, whole: float) -> float | None:
-    return result.figures.goodput_tok_s / whole if whole else None
+    return _part(result.figures.goodput_tok_s, whole)
+
+
+def _part(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
