@@ -15,7 +15,7 @@ SENTENCES := $(BIN)/interrogate --fail-under 100 --whitelist-regex '^test_'
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help run test test-unit simulation test-integration test-contract check loadtest costs relay \
-        overload seed-attack nasty quality \
+        overload seed-attack engine-kills nasty quality \
         setup setup-dev model lock docs clean safeguards
 
 help: ## this list
@@ -79,6 +79,10 @@ overload: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## tidegate against bas
 	@exec $(BIN)/python -m loadtest.overload --engine $(or $(ENGINE),simulator) \
 	    $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(REPEATS),--repeats $(REPEATS)) \
 	    $(if $(SECONDS),--seconds $(SECONDS)) $(if $(LOADS),--loads $(LOADS)) $(if $(OUT),--out "$(OUT)")
+
+engine-kills: setup-dev model ## kill -9 of the engine's processes under load, each KILLS=20 times
+	@exec $(BIN)/python -m loadtest.engine_kills $(if $(KILLS),--kills $(KILLS)) \
+	    $(if $(OUT),--out "$(OUT)")
 
 seed-attack: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## ten long questions at once, and who suffers: ENGINE=simulator|vllm or URL=
 	@exec $(BIN)/python -m loadtest.seed_attack --engine $(or $(ENGINE),simulator) \

@@ -52,9 +52,10 @@ def curve(bench: Bench, clients: int) -> Tried:
     """Every load on every system, full answers only; `goodput` says what has to come of it."""
     del clients
     results = [
+        # A system's loads are compared with each other: close together, on a machine that drifts.
         bench.open("curve", system, [bench.flow(load_x)], load_x=load_x)
-        for load_x in bench.loads_x
         for system in SYSTEMS
+        for load_x in bench.loads_x
     ]
     forecast = (bench.stack.status().get("gate") or {}).get("forecast") or {}
     refusal = next(r for r in results if (r.system, r.load_x) == ("tidegate", 10.0)).figures
@@ -267,25 +268,31 @@ def goodput(results: Sequence[Result]) -> tuple[Check, ...]:
     """
     How much of its own peak tidegate keeps under overload, and how much that is of the best of all.
 
-    Peaks are the best medians of the repeats: the best single run would be the luckiest of dozens.
+    Each repeat counts in parts of its own mean, since a machine that others share is faster in one
+    than in the next. Peaks are the best medians: the best single run would be the luckiest of dozens.
     The best of all systems is only shown. Where everything runs on the same cores, the embedder takes
     from the engine what those who bring their prompts along leave to it; `throughput` has what
     tidegate itself costs. Lesser answers are cheaper, so full ones are compared with full ones.
     """
-    runs: dict[tuple[SystemName, float | None], list[float]] = {}
-    for r in results:
-        if r.scenario in {"capacity", "curve"}:
-            runs.setdefault((r.system, r.load_x), []).append(r.figures.goodput_tok_s)
-    medians = {key: statistics.median(tok_s) for key, tok_s in runs.items()}
-    own = max((m for (system, _), m in medians.items() if system == "tidegate"), default=None)
-    if own is None:
+    curves = [r for r in results if r.scenario == "curve"]
+    ours = [r for r in curves if r.system == "tidegate"]
+    means = {
+        seed: statistics.fmean(r.figures.goodput_tok_s for r in ours if r.seed == seed)
+        for seed in {r.seed for r in ours}
+    }
+    if not all(means.values()):
         return ()
-    best = max(medians.values())
+    runs: dict[tuple[SystemName, float | None], list[float]] = {}
+    for r in curves:
+        runs.setdefault((r.system, r.load_x), []).append(r.figures.goodput_tok_s / means[r.seed])
+    medians = {key: statistics.median(parts) for key, parts in runs.items()}
+    own = max((m for (system, _), m in medians.items() if system == "tidegate"), default=0.0)
+    best = max(medians.values(), default=0.0)
     return tuple(
-        Check("curve", f"goodput at {x:g}x, of {what}", _part(tok_s, peak), least=least)
+        Check("curve", f"goodput at {x:g}x, of {what}", part / peak, least=least)
         for x, kept in GOODPUT_KEPT
         for what, peak, least in (("its peak", own, kept), ("the best of all", best, None))
-        for tok_s in runs["tidegate", x]
+        for part in runs.get(("tidegate", x), ())
     )
 
 
@@ -303,8 +310,4 @@ def _leaking(results: Sequence[Result]) -> float:
 
 
 def _share(result: Result, whole: float) -> float | None:
-    return _part(result.figures.goodput_tok_s, whole)
-
-
-def _part(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+    return result.figures.goodput_tok_s / whole if whole else None

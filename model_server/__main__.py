@@ -12,7 +12,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -20,17 +21,27 @@ from rich.table import Table
 
 from model_server.checkpoint import read_checkpoint
 from model_server.control import ControlServer, control_app
-from model_server.devices import Device, find_device, import_nvml
+from model_server.devices import Device, find_device, import_nvml, oom_kills
 from model_server.engines.base import Serving
 from model_server.engines.vllm import VllmEngine, missing_build_tools
 from model_server.errors import ModelServerError
+from model_server.hang_detector import Patience
+from model_server.lifecycle import Policy
 from model_server.planner import Goals, Plan, make_plan
 from model_server.probe import EngineProbe, listen, require_free_port
 from model_server.process import EngineProcess
+from model_server.remedies import Adjustments, Remedies
 from model_server.settings import Settings, load_settings
-from model_server.supervisor import Policy, Supervisor
+from model_server.supervisor import Supervisor
 
 _log = logging.getLogger("model_server")
+
+LOOK_S, LOOKS_A_HANG = 1.0, 12.0
+"""Seconds between two looks at a ready engine; fewer where a hang is to be found soon."""
+
+MEMORY_BACK_S, MEMORY_LOOK_S = 10.0, 0.25
+MEMORY_BACK_SHARE = 0.98
+"""Others take and give a little all the time."""
 
 _DRAIN_MARGIN_S = 5
 """Part of the time for stopping that running requests do not get: vLLM's own way down takes 1-3 s."""
@@ -44,7 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = load_settings(os.environ)
         if arguments.command == "plan":
-            engine = _engine(settings, eager=_wants_eager(settings, _device(settings)))
+            eager = _wants_eager(settings, _device(settings))
+            engine = _engine(settings, eager=eager, adjustments=_remedies(settings).adjustments)
             _show(engine, as_json=arguments.json)
         else:
             _serve(settings)
@@ -75,8 +87,14 @@ def _wants_eager(settings: Settings, device: Device) -> bool:
     return settings.enforce_eager == "true"
 
 
-def _engine(settings: Settings, *, eager: bool) -> VllmEngine:
-    """The engine for the plan that holds, or the error that says why none does."""
+def _remedies(settings: Settings) -> Remedies:
+    subject = f"{settings.model.resolve()} on {_device(settings).name}"
+    path = settings.log_dir / "adjustments.json"
+    return Remedies(path=path, subject=subject, oom_kills=oom_kills)
+
+
+def _engine(settings: Settings, *, eager: bool, adjustments: Adjustments) -> VllmEngine:
+    """The engine for the plan that holds now, or the error that says why none does."""
     goals = Goals(
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
@@ -89,7 +107,7 @@ def _engine(settings: Settings, *, eager: bool) -> VllmEngine:
     shape = read_checkpoint(settings.model)
     return VllmEngine(
         python=settings.engine_python,
-        plan=make_plan(device=_device(settings), shape=shape, goals=goals),
+        plan=make_plan(device=_device(settings), shape=shape, goals=adjustments.applied_to(goals)),
         serving=Serving(
             model=settings.model.resolve(),
             name=settings.name,
@@ -135,7 +153,8 @@ def _serve(settings: Settings) -> None:
     if missing and device.kind == "cpu" and not eager:
         eager = True
         _log.warning("the engine runs uncompiled: to compile, it lacks %s", missing)
-    engine = _engine(settings, eager=eager)
+    starts = _Starts(settings, eager=eager)
+    engine = starts.engine
     if not engine.plan.shape.has_chat_template:
         _log.warning(
             "%s has no chat template: chat requests will be refused; choose an instruct model, or "
@@ -144,18 +163,69 @@ def _serve(settings: Settings) -> None:
         )
     Console(stderr=True, highlight=False).print(_table(engine.plan))
     _log.info("engine: %s", " ".join(engine.argv))
-    asyncio.run(_supervise(settings, engine))
+    asyncio.run(_supervise(settings, starts))
 
 
-async def _supervise(settings: Settings, engine: VllmEngine) -> None:
+class _Starts:
+    """
+    The engine, planned anew for each start: what is free may have changed, and what was learnt.
+
+    Attributes:
+        engine: As it was started last, or will be first.
+        remedies: What earlier lives have taught.
+    """
+
+    def __init__(self, settings: Settings, *, eager: bool) -> None:
+        self._settings = settings
+        self._eager = eager
+        self._launched = False
+        self.remedies = _remedies(settings)
+        self.engine = self._planned()
+
+    async def launch(self, on_line: Callable[[str], None]) -> EngineProcess:
+        """
+        Start it.
+
+        Raises:
+            DoesNotFit: If the memory is not there any more.
+            EngineEnvironmentError: If no process can be started.
+        """
+        if self._launched:
+            await self._memory_is_back()
+            self.engine = self._planned()
+        self._launched = True
+        return await EngineProcess.launch(
+            argv=self.engine.argv,
+            environment=self.engine.environment(_without_settings(os.environ)),
+            log=self._settings.log_dir / "engine.log",
+            on_line=on_line,
+        )
+
+    def _planned(self) -> VllmEngine:
+        adjustments = self.remedies.adjustments
+        return _engine(self._settings, eager=self._eager, adjustments=adjustments)
+
+    async def _memory_is_back(self) -> None:
+        """Wait for what the former engine held; a driver gives it back some time after its end."""
+        plan = self.engine.plan
+        wanted = min(plan.total_bytes + plan.sums.reserve, plan.device.free_bytes)
+        give_up_s = time.monotonic() + MEMORY_BACK_S
+        while _device(self._settings).free_bytes < MEMORY_BACK_SHARE * wanted:
+            if time.monotonic() > give_up_s:
+                _log.warning("not all memory is back %g s after the engine's end", MEMORY_BACK_S)
+                return
+            await asyncio.sleep(MEMORY_LOOK_S)
+
+
+async def _supervise(settings: Settings, starts: _Starts) -> None:
     listener = listen(
         settings.control_host, settings.control_port, variable="MODEL_SERVER_CONTROL_PORT"
     )
     url = f"http://{settings.host}:{settings.engine_port}"
     with listener:
         async with EngineProbe(url) as probe:
-            supervisor = _supervisor(settings, engine, probe=probe, url=url)
-            app = control_app(status=supervisor.status, plan=_plan_json(engine))
+            supervisor = _supervisor(settings, starts, probe=probe, url=url)
+            app = control_app(status=supervisor.status, plan=lambda: _plan_json(starts.engine))
             with _signals(supervisor.request_stop):
                 await _run_both(supervisor, ControlServer(app, listener=listener))
 
@@ -171,31 +241,27 @@ async def _run_both(supervisor: Supervisor, control: ControlServer) -> None:
         await serving
 
 
-def _supervisor(
-    settings: Settings, engine: VllmEngine, *, probe: EngineProbe, url: str
-) -> Supervisor:
-    log = settings.log_dir / "engine.log"
-    _log.info("the engine's log: %s", log)
-
-    def launch(on_line: Callable[[str], None]) -> Awaitable[EngineProcess]:
-        return EngineProcess.launch(
-            argv=engine.argv,
-            environment=engine.environment(_without_settings(os.environ)),
-            log=log,
-            on_line=on_line,
-        )
-
+def _supervisor(settings: Settings, starts: _Starts, *, probe: EngineProbe, url: str) -> Supervisor:
+    _log.info("the engine's log: %s", settings.log_dir / "engine.log")
     return Supervisor(
-        engine=engine,
-        launch=launch,
+        engine=starts.engine,
+        launch=starts.launch,
         probe=probe,
+        remedies=starts.remedies,
         require_port=lambda: require_free_port(
             settings.host, settings.engine_port, variable="MODEL_SERVER_ENGINE_PORT"
         ),
-        policy=Policy(start_s=settings.start_timeout_s, stop_s=settings.stop_timeout_s),
+        policy=Policy(
+            start_s=settings.start_timeout_s,
+            stop_s=settings.stop_timeout_s,
+            hang=Patience(
+                hang_s=settings.hang_timeout_s,
+                look_s=min(LOOK_S, settings.hang_timeout_s / LOOKS_A_HANG),
+            ),
+        ),
         model=settings.name,
         engine_url=url,
-        planned_kv_tokens=engine.plan.kv_tokens,
+        planned_kv_tokens=lambda: starts.engine.plan.kv_tokens,
     )
 
 

@@ -17,11 +17,11 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from model_server.supervisor import State, Status
+from model_server.lifecycle import State, Status
 
 
-def control_app(*, status: Callable[[], Status], plan: Mapping[str, Any]) -> FastAPI:
-    """The control API over a status that changes and a plan that does not."""
+def control_app(*, status: Callable[[], Status], plan: Callable[[], Mapping[str, Any]]) -> FastAPI:
+    """The control API over a status and a plan that change."""
     app = FastAPI(title="Tidegate model server", openapi_url=None)
 
     @app.get("/healthz")
@@ -41,7 +41,7 @@ def control_app(*, status: Callable[[], Status], plan: Mapping[str, Any]) -> Fas
 
     @app.get("/plan")
     async def plan_() -> JSONResponse:
-        return JSONResponse(dict(plan))
+        return JSONResponse(dict(plan()))
 
     return app
 

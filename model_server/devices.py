@@ -133,6 +133,11 @@ def find_cpu(*, root: Path = Path("/")) -> Device:
     )
 
 
+def oom_kills(*, root: Path = Path("/")) -> int:
+    """Processes that this system's kernel has killed for want of memory since it started."""
+    return int(_fields(root / "proc/vmstat", separator=" ").get("oom_kill", "0"))
+
+
 def _cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -8,6 +8,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from model_server.alternatives import alternatives
 from model_server.checkpoint import ModelShape
 from model_server.devices import Device
 from model_server.errors import ConfigurationError, DoesNotFit
@@ -52,6 +53,8 @@ class Goals:
         memory_limit_bytes: Cap for everything that the engine takes.
         gpu_memory_utilization: Cap, as a share of a GPU's whole memory.
         reserve_bytes: Free memory to leave to others.
+        memory_share: Part of the budget that may be used at all; less than 1 after an engine ran
+            out of memory.
     """
 
     max_model_len: int | None = None
@@ -61,6 +64,7 @@ class Goals:
     gpu_memory_utilization: float = 0.90
     reserve_bytes: int | None = None
     enforce_eager: bool = True
+    memory_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +186,8 @@ def make_plan(*, device: Device, shape: ModelShape, goals: Goals) -> Plan:
     """
     length = _max_model_len(device, shape, goals)
     seqs = goals.max_num_seqs or DEFAULT_NUM_SEQS[device.kind]
-    batched = max(8192 if _is_large(device) else 2048, seqs)
-    sums = _sums(device, shape, goals, batched=batched, seqs=seqs)
+    batched = _batched_tokens(device, seqs)
+    sums = _sums(device, shape, goals, seqs=seqs)
     kv_bytes, kv_tokens = _kv_cache(device, shape, goals, sums, length=length, seqs=seqs)
     share = (sums.fixed + kv_bytes) / device.total_bytes
     return Plan(
@@ -212,7 +216,12 @@ def _max_model_len(device: Device, shape: ModelShape, goals: Goals) -> int:
     return goals.max_model_len
 
 
-def _sums(device: Device, shape: ModelShape, goals: Goals, *, batched: int, seqs: int) -> Sums:
+def _batched_tokens(device: Device, seqs: int) -> int:
+    return max(8192 if _is_large(device) else 2048, seqs)
+
+
+def _sums(device: Device, shape: ModelShape, goals: Goals, *, seqs: int) -> Sums:
+    batched = _batched_tokens(device, seqs)
     reserve = goals.reserve_bytes
     if reserve is None:
         reserve = GIB if device.kind == "cpu" else 512 * MIB
@@ -226,7 +235,7 @@ def _sums(device: Device, shape: ModelShape, goals: Goals, *, batched: int, seqs
         activations=activation_bytes(shape, max_num_batched_tokens=batched, max_num_seqs=seqs),
         runtime=_runtime_bytes(device, goals),
         reserve=reserve,
-        budget=max(0, min(caps)),
+        budget=max(0, int(min(caps) * goals.memory_share)),
     )
 
 
@@ -246,14 +255,15 @@ def _kv_cache(
     sequence at half its full length, which is where sequences are on average, and no more.
     """
     per_token, block = kv_bytes_per_token(shape), block_tokens(device)
-    one_sequence = math.ceil(length / block) * block * per_token
+    one_sequence = _one_sequence_bytes(device, shape, length)
     room = sums.budget - sums.fixed
     wanted = goals.kv_cache_bytes
     if wanted is None:
         half = math.ceil(seqs * length / 2 / block) * block * per_token
         wanted = room if device.kind == "cuda" else min(room, max(half, one_sequence))
     if wanted > room or one_sequence > room:
-        raise DoesNotFit(_why_not(device, shape, sums, length=length, kv=max(wanted, one_sequence)))
+        kv = max(wanted, one_sequence)
+        raise DoesNotFit(_why_not(device, shape, goals, sums, length=length, seqs=seqs, kv=kv))
     if wanted < one_sequence:
         raise DoesNotFit(
             f"MODEL_SERVER_KV_CACHE_BYTES={wanted} is too little: one sequence of {length} tokens "
@@ -263,25 +273,42 @@ def _kv_cache(
     return whole_blocks(wanted, bytes_per_token=per_token, block_tokens=block)
 
 
-def _why_not(device: Device, shape: ModelShape, sums: Sums, *, length: int, kv: int) -> str:
+def _one_sequence_bytes(device: Device, shape: ModelShape, length: int) -> int:
+    block = block_tokens(device)
+    return math.ceil(length / block) * block * kv_bytes_per_token(shape)
+
+
+def _why_not(
+    device: Device,
+    shape: ModelShape,
+    goals: Goals,
+    sums: Sums,
+    *,
+    length: int,
+    seqs: int,
+    kv: int,
+) -> str:
     """The sums, and what would fit instead."""
-    per_token, block = kv_bytes_per_token(shape), block_tokens(device)
-    room = sums.budget - sums.fixed
-    longest = whole_blocks(room, bytes_per_token=per_token, block_tokens=block)[1]
-    missing = sums.fixed + kv - sums.budget
-    advice = (
-        f"MODEL_SERVER_MAX_MODEL_LEN={min(longest, length)} with the KV cache left to the plan "
-        "would fit"
-        if longest
-        else "no context length fits: choose a smaller or quantized model"
-    )
+
+    def fits(other: ModelShape, *, length: int, seqs: int) -> bool:
+        needed = _sums(device, other, goals, seqs=seqs)
+        return _one_sequence_bytes(device, other, length) <= needed.budget - needed.fixed
+
+    if fits(shape, length=length, seqs=seqs):
+        room = human(sums.budget - sums.fixed)
+        found: tuple[str, ...] = (f"a KV cache of {room}, or one that is left to the plan",)
+    else:
+        block = block_tokens(device)
+        found = alternatives(shape, length=length, seqs=seqs, block_tokens=block, fits=fits)
+    would = f"What would fit: {'; or '.join(found)}" if found else "No model fits in that"
     return (
         f"The model does not fit on {device.name}: weights {human(sums.weights)} + KV cache "
-        f"{human(kv)} ({length} tokens a sequence, {per_token} bytes a token) + activations "
-        f"{human(sums.activations)} + engine {human(sums.runtime)} = {human(sums.fixed + kv)}, but "
-        f"the budget is {human(sums.budget)} ({human(device.free_bytes)} free of "
-        f"{human(device.total_bytes)}, {human(sums.reserve)} reserved, caps applied). "
-        f"{human(missing)} missing: free that much, raise the caps, or: {advice}."
+        f"{human(kv)} ({length} tokens a sequence, {kv_bytes_per_token(shape)} bytes a token) + "
+        f"activations {human(sums.activations)} + engine {human(sums.runtime)} = "
+        f"{human(sums.fixed + kv)}, but the budget is {human(sums.budget)} "
+        f"({human(device.free_bytes)} free of {human(device.total_bytes)}, {human(sums.reserve)} "
+        f"reserved, caps applied). {human(sums.fixed + kv - sums.budget)} missing: free that much, "
+        f"or raise the caps. {would}."
     )
 
 

@@ -9,9 +9,16 @@ from typing import Self
 import httpx2
 
 from model_server.errors import ConfigurationError, PortInUse
+from model_server.hang_detector import Pulse
 
 _TIMEOUT_S = 2.0
 _OK = 200
+_STEPS = re.compile(
+    r"^vllm:(?:iteration_tokens_total_count|generation_tokens_total|prompt_tokens_total)"
+    r"(?:\{[^}]*\})? (\S+)",
+    re.MULTILINE,
+)
+_REQUESTS = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 _KV_TOKENS = re.compile(
     r'^vllm:cache_config_info\{[^}]*\bkv_cache_size_tokens="(\d+)"', re.MULTILINE
 )
@@ -60,6 +67,31 @@ class EngineProbe:
             return None
         found = _KV_TOKENS.search(response.text) if response.status_code == _OK else None
         return int(found.group(1)) if found else None
+
+    async def pulse(self) -> Pulse | None:
+        """What it has got done so far, and whether it has requests; None if it does not say."""
+        try:
+            response = await self._client.get("/metrics")
+            if response.status_code != _OK:
+                return None
+            steps = [float(value) for value in _STEPS.findall(response.text)]
+            requests = [float(value) for value in _REQUESTS.findall(response.text)]
+        except (httpx2.HTTPError, ValueError):
+            return None
+        return Pulse(sum(steps), busy=sum(requests) > 0) if steps else None
+
+    async def canary(self, model: str) -> bool:
+        """
+        Whether it makes one token; however long that takes.
+
+        A refusal is no answer: a hung engine whose queue is full refuses, too.
+        """
+        question = {"model": model, "prompt": "a", "max_tokens": 1, "temperature": 0}
+        try:
+            response = await self._client.post("/v1/completions", json=question, timeout=None)
+        except httpx2.HTTPError:
+            return False
+        return response.status_code == _OK
 
 
 def listen(host: str, port: int, *, variable: str) -> socket.socket:

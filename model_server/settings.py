@@ -93,6 +93,13 @@ class Settings(BaseSettings):
     start_timeout_s: float = Field(
         default=900.0, gt=0, description="How long one start of the engine may take, in seconds."
     )
+    hang_timeout_s: float = Field(
+        default=60.0,
+        ge=1,
+        description="How long a ready engine may do nothing and leave a question of one token "
+        "unanswered before it is killed and started again, in seconds. Longer than its longest "
+        "prompt takes to be read.",
+    )
     stop_timeout_s: float = Field(
         default=15.0,
         ge=2,

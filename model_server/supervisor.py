@@ -7,119 +7,21 @@ dies. Ends only when asked to, or when the engine fails five times in a row with
 
 import asyncio
 import logging
+import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from model_server.engines.base import Engine
-from model_server.errors import EngineDidNotStart
+from model_server.errors import DoesNotFit, EngineDidNotStart
+from model_server.hang_detector import HangDetector, Pulse, Verdict
+from model_server.lifecycle import Event, Policy, State, Status, transition
 
 _log = logging.getLogger(__name__)
 
-_SHOWN_LINES = 15
+_SHOWN_LINES = 50
 _WORTH_SAYING = 0.01
 """Deviation between planned and reported KV tokens that deserves a warning, as a share."""
-
-
-class State(StrEnum):
-    """Where the engine is. FAILED: it ended unasked; it is started again unless given up."""
-
-    STOPPED = "stopped"
-    STARTING = "starting"
-    READY = "ready"
-    STOPPING = "stopping"
-    FAILED = "failed"
-
-
-class Event(StrEnum):
-    """What can happen to it."""
-
-    LAUNCHED = "launched"
-    BECAME_READY = "became_ready"
-    FAILED = "failed"
-    STOP_ASKED = "stop_asked"
-    GONE = "gone"
-
-
-_TRANSITIONS: Mapping[tuple[State, Event], State] = {
-    (State.STOPPED, Event.LAUNCHED): State.STARTING,
-    (State.FAILED, Event.LAUNCHED): State.STARTING,
-    (State.STARTING, Event.BECAME_READY): State.READY,
-    (State.STARTING, Event.FAILED): State.FAILED,
-    (State.READY, Event.FAILED): State.FAILED,
-    (State.STARTING, Event.STOP_ASKED): State.STOPPING,
-    (State.READY, Event.STOP_ASKED): State.STOPPING,
-    (State.FAILED, Event.STOP_ASKED): State.STOPPING,
-    (State.STOPPED, Event.STOP_ASKED): State.STOPPING,
-    (State.STOPPING, Event.GONE): State.STOPPED,
-}
-
-
-def transition(state: State, event: Event) -> State:
-    """
-    The state after `event`.
-
-    Raises:
-        ValueError: If that event cannot happen in this state.
-    """
-    try:
-        return _TRANSITIONS[state, event]
-    except KeyError:
-        raise ValueError(f"{event} cannot happen to an engine that is {state}") from None
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """
-    How patient the supervisor is; times in seconds.
-
-    Attributes:
-        start_s: What one start may take.
-        stop_s: What stopping may take.
-        first_pause_s: Pause before the first restart; doubles with each failure to get ready.
-        longest_pause_s: Where doubling ends.
-        give_up_after: Failures in a row that never got ready.
-        poll_s: Between two looks at an engine that is starting.
-    """
-
-    start_s: float = 900.0
-    stop_s: float = 15.0
-    first_pause_s: float = 1.0
-    longest_pause_s: float = 60.0
-    give_up_after: int = 5
-    poll_s: float = 0.5
-
-    def pause_s(self, failures: int) -> float:
-        """Seconds to wait after that many failures in a row; 0 counts as 1."""
-        doublings = min(max(failures - 1, 0), 32)
-        return min(self.longest_pause_s, self.first_pause_s * 2.0**doublings)
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """
-    What is known of the engine now.
-
-    Attributes:
-        phase: What it is doing, for people.
-        restarts: Starts after the first one.
-        since_s: Seconds in this state.
-        pid: Process id that the engine runs below; None while there is none.
-        last_error: Why it last failed.
-    """
-
-    state: State
-    phase: str
-    engine_url: str
-    model: str
-    restarts: int
-    since_s: float
-    pid: int | None
-    kv_tokens_planned: int
-    kv_tokens_reported: int | None
-    last_error: str | None
 
 
 class Running(Protocol):
@@ -155,6 +57,26 @@ class Probe(Protocol):
         """Tokens that its KV cache holds; None if it does not say."""
         ...
 
+    async def pulse(self) -> Pulse | None:
+        """What it has got done so far; None if it does not say."""
+        ...
+
+    async def canary(self, model: str) -> bool:
+        """Whether it makes one token, however long that takes."""
+        ...
+
+
+class Remedies(Protocol):
+    """What is changed after the engine ended: `remedies.Remedies`."""
+
+    def life_begins(self) -> None:
+        """An engine is about to be started."""
+        ...
+
+    def consider(self, tail: Sequence[str], *, was_ready: bool) -> str | None:
+        """What was changed for the next start, in words; None if nothing was."""
+        ...
+
 
 Launch = Callable[[Callable[[str], None]], Awaitable[Running]]
 """Starts the engine; takes what is to be called with each line of its log."""
@@ -174,24 +96,29 @@ class Supervisor:
         engine: Engine,
         launch: Launch,
         probe: Probe,
+        remedies: Remedies,
         require_port: Callable[[], None],
         policy: Policy,
         model: str,
         engine_url: str,
-        planned_kv_tokens: int,
+        planned_kv_tokens: Callable[[], int],
+        jitter: Callable[[], float] = lambda: random.uniform(0.75, 1.25),  # noqa: S311 - spreads starts
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._launch = launch
         self._probe = probe
+        self._remedies = remedies
         self._require_port = require_port
         self._policy = policy
         self._model = model
         self._engine_url = engine_url
         self._planned_kv_tokens = planned_kv_tokens
+        self._jitter = jitter
         self._clock = clock
         self._stop = asyncio.Event()
         self._drained = asyncio.Event()
+        self._watching = asyncio.Event()
         self._state = State.STOPPED
         self._since = clock()
         self._phase = "not started"
@@ -211,7 +138,7 @@ class Supervisor:
             restarts=max(0, self._starts - 1),
             since_s=round(self._clock() - self._since, 1),
             pid=self._running.pid if self._running else None,
-            kv_tokens_planned=self._planned_kv_tokens,
+            kv_tokens_planned=self._planned_kv_tokens(),
             kv_tokens_reported=self.reported_kv_tokens,
             last_error=self._last_error,
         )
@@ -228,17 +155,22 @@ class Supervisor:
             PortInUse: If another program has the engine's port.
             EngineEnvironmentError: If the engine's process cannot be started at all.
             EngineDidNotStart: If it failed too often in a row without getting ready.
+            ModelServerError: If its log says that it would fail the same way again.
         """
         failures = 0
         while not self._stop.is_set():
             tail = await self._live_once()
             if self._stop.is_set():
                 break
-            failures = 0 if self._was_ready else failures + 1
+            if changed := self._remedies.consider(tail, was_ready=self._was_ready):
+                _log.warning("%s", changed)
+                failures = 0  # another plan is another engine; there are only so many of them
+            else:
+                failures = 0 if self._was_ready else failures + 1
             if failures >= self._policy.give_up_after:
                 self._phase = f"given up after {failures} failed starts"
                 raise EngineDidNotStart(self._farewell(failures, tail))
-            await self._pause(self._policy.pause_s(failures))
+            await self._pause(self._policy.pause_s(failures) * self._jitter())
         if self._state is not State.STOPPING:
             self._move(Event.STOP_ASKED, "stopping")
         self._move(Event.GONE, "stopped")
@@ -248,22 +180,59 @@ class Supervisor:
         self._require_port()
         self._was_ready = False
         self._drained.clear()
+        self._watching.clear()
         self._starts += 1
+        self._remedies.life_begins()
         self._move(Event.LAUNCHED, "starting the engine")
-        running = self._running = await self._launch(self._hear)
+        try:
+            running = self._running = await self._launch(self._hear)
+        except DoesNotFit as exc:
+            # It did when this program began: somebody has taken memory, and may give it back.
+            self._fail(exc.message)
+            return []
         exited = asyncio.create_task(running.wait())
         stopped = asyncio.create_task(self._stop.wait())
+        hangs = asyncio.create_task(self._watch_for_hang())
         try:
             if await self._gets_ready(exited, stopped):
                 await self._greet()
-                await asyncio.wait({exited, stopped}, return_when=asyncio.FIRST_COMPLETED)
-            self._conclude(exited)
+                self._watching.set()
+                await asyncio.wait({exited, stopped, hangs}, return_when=asyncio.FIRST_COMPLETED)
+            self._conclude(exited, hangs)
         finally:
             stopped.cancel()
-            await self._end(running)
+            hangs.cancel()
+            # What hangs does not hear a polite word.
+            await self._end(running, within_s=0.0 if hangs.done() else self._policy.stop_s)
             exited.cancel()
             self._running = None
         return list(running.tail)
+
+    async def _watch_for_hang(self) -> str:
+        """Look at a ready engine again and again; returns what is wrong once it hangs."""
+        await self._watching.wait()
+        detector, canary = HangDetector(self._policy.hang), None
+        looked_at = self._clock()
+        try:
+            while True:
+                await asyncio.sleep(self._policy.hang.look_s)
+                if canary is not None and canary.done():
+                    (detector.answered if canary.result() else detector.unanswered)()
+                    canary = None
+                pulse = await self._probe.pulse()
+                after_s, looked_at = self._clock() - looked_at, self._clock()
+                verdict = detector.look(pulse, after_s=after_s)
+                if verdict is Verdict.HUNG:
+                    return (
+                        f"the engine hangs: for {detector.silent_s:.0f} s it did nothing and left a "
+                        "question of one token unanswered (MODEL_SERVER_HANG_TIMEOUT_S)"
+                    )
+                if verdict is Verdict.ASK:
+                    canary = asyncio.create_task(self._probe.canary(self._model))
+                    detector.asked()
+        finally:
+            if canary is not None:
+                canary.cancel()
 
     async def _gets_ready(self, exited: asyncio.Task[int], stopped: asyncio.Task[bool]) -> bool:
         """Whether the engine answers before it ends, is to stop, or its time is up."""
@@ -290,41 +259,47 @@ class Supervisor:
         if reported is None:
             _log.warning("the engine does not report the size of its KV cache")
             return
-        deviation = reported / self._planned_kv_tokens - 1
+        planned = self._planned_kv_tokens()
+        deviation = reported / planned - 1
         _log.log(
             logging.WARNING if abs(deviation) > _WORTH_SAYING else logging.INFO,
             "KV cache: planned %d tokens, the engine reports %d (%+.2f %%)",
-            self._planned_kv_tokens,
+            planned,
             reported,
             deviation * 100,
         )
 
-    def _conclude(self, exited: asyncio.Task[int]) -> None:
-        """Why this life ends: asked to, by itself, or for taking too long."""
+    def _conclude(self, exited: asyncio.Task[int], hangs: asyncio.Task[str]) -> None:
+        """Why this life ends: asked to, by itself, for hanging, or for taking too long."""
         if self._stop.is_set():
             self._move(Event.STOP_ASKED, "stopping")
             return
         if exited.done():
             error = f"the engine exited by itself with code {exited.result()}"
+        elif hangs.done():
+            error = hangs.result()
         else:
             error = (
                 f"the engine was not ready after {self._policy.start_s:g} s "
                 f"(MODEL_SERVER_START_TIMEOUT_S), last seen {self._phase}"
             )
+        self._fail(error)
+
+    def _fail(self, error: str) -> None:
         self._last_error = error
         _log.error("%s, while %s", error, self._state)
         self._move(Event.FAILED, "failed")
 
-    async def _end(self, running: Running) -> None:
-        left = await running.terminate(within_s=self._policy.stop_s, drained=self._drained)
+    async def _end(self, running: Running, *, within_s: float) -> None:
+        left = await running.terminate(within_s=within_s, drained=self._drained)
         if left:
             self._last_error = f"{left} processes of the engine could not be killed"
             _log.error(self._last_error)
 
     async def _pause(self, seconds: float) -> None:
         """Wait before the next start, or until asked to stop."""
-        self._phase = f"restarting in {seconds:g} s"
-        _log.info("restarting the engine in %g s", seconds)
+        self._phase = f"restarting in {seconds:.3g} s"
+        _log.info("restarting the engine in %.3g s", seconds)
         stopped = asyncio.create_task(self._stop.wait())
         await asyncio.wait({stopped}, timeout=seconds)
         stopped.cancel()

@@ -322,7 +322,7 @@ def _engines(
             poll_s=settings.engine_poll_s,
             default_window_tokens=settings.max_model_len,
             wanted=settings.engine_model if first else None,
-            on_change=partial(_log_engine, name),
+            on_change=partial(_engine_changed, name, breakers[name]),
             on_metrics=looked if first else None,
         )
         engines.append(Engine(name, client, monitor))
@@ -384,11 +384,12 @@ def _log_breaker(name: str, state: str, why: str) -> None:
         logger.info("breaker %s: %s", name, state)
 
 
-def _log_engine(name: str, state: EngineState) -> None:
+def _engine_changed(name: str, breaker: CircuitBreaker, state: EngineState) -> None:
     if state.model is None:
         logger.warning("%s lost: %s", name, state.detail)
     else:
         logger.info("%s ready: %s", name, state.model.id)
+        breaker.try_soon()
 
 
 def _count_answers(metrics: Metrics) -> Callable[[Answer], None]:

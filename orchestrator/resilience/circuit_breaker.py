@@ -209,6 +209,16 @@ class CircuitBreaker:
         self._probing = True
         return Call(self, self._era, probe=True)
 
+    def try_soon(self) -> None:
+        """
+        The dependency came back, as somebody says who looks at it: the next call tries it.
+
+        Its word alone does not close the breaker; but an engine that loaded for half a minute would
+        otherwise be left alone for as long again, since every call meanwhile doubled the time.
+        """
+        if self._state == "open":
+            self._open_until_s = min(self._open_until_s, self._clock())
+
     @asynccontextmanager
     async def guard(
         self, failures: tuple[type[BaseException], ...], *, slow_s: float | None = None

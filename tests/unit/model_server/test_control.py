@@ -7,8 +7,8 @@ import httpx2
 import pytest
 
 from model_server.control import ControlServer, control_app
+from model_server.lifecycle import State, Status
 from model_server.probe import listen
-from model_server.supervisor import State, Status
 
 READY = Status(
     state=State.READY,
@@ -26,7 +26,7 @@ READY = Status(
 
 def client(status, plan=None):
     """A client of the control API that shows `status`."""
-    app = control_app(status=lambda: status, plan=plan or {})
+    app = control_app(status=lambda: status, plan=lambda: plan or {})
     return httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://control")
 
 
@@ -70,7 +70,7 @@ async def test_the_plan_is_shown():
 
 async def test_it_serves_on_a_given_socket_and_stops():
     """The real server answers on the socket it was given, and returns once told to stop."""
-    app = control_app(status=lambda: READY, plan={})
+    app = control_app(status=lambda: READY, plan=dict)
     with listen("127.0.0.1", 0, variable="X") as listener:
         server = ControlServer(app, listener=listener)
         serving = asyncio.create_task(server.run_until_stopped())

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from model_server.devices import find_cpu, find_device
+from model_server.devices import find_cpu, find_device, oom_kills
 from model_server.errors import NoDevice
 
 GIB = 1024**3
@@ -170,3 +170,11 @@ def test_the_cpu_can_be_chosen_beside_a_gpu(tmp_path):
     """MODEL_SERVER_DEVICE=cpu wins over a GPU that is there."""
     root = kernel_files(tmp_path)
     assert find_device("cpu", environ={}, nvml=FakeNvml(), root=root).kind == "cpu"
+
+
+def test_the_kernel_counts_whom_it_killed_for_memory(tmp_path):
+    """From /proc/vmstat; a kernel that does not count has killed nobody that we know of."""
+    assert oom_kills(root=tmp_path) == 0
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/vmstat").write_text("nr_free_pages 5\noom_kill 7\nnuma_hit 3\n")
+    assert oom_kills(root=tmp_path) == 7

@@ -99,13 +99,13 @@ def test_large_gpus_batch_more_tokens():
 
 
 def test_too_little_memory_is_refused_with_the_sums_and_no_false_hope():
-    """When not even the weights fit, the message names each sum and says that no length would do."""
+    """When not even the engine itself fits, the message names each sum and offers nothing."""
     with pytest.raises(DoesNotFit) as caught:
         make_plan(device=make_cpu(2 * GIB), shape=make_shape(), goals=Goals())
     message = str(caught.value)
     assert "weights 257 MiB" in message
     assert "1.00 GiB reserved" in message
-    assert "no context length fits" in message
+    assert "No model fits in that" in message
 
 
 def test_the_length_that_is_said_to_fit_does():

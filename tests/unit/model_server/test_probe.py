@@ -1,11 +1,13 @@
 """What the engine says over HTTP, and ports that are taken."""
 
+import json
 import socket
 
 import httpx2
 import pytest
 
 from model_server.errors import ConfigurationError, PortInUse
+from model_server.hang_detector import Pulse
 from model_server.probe import EngineProbe, listen, require_free_port
 
 METRICS = """# TYPE vllm:cache_config_info gauge
@@ -51,6 +53,53 @@ async def test_kv_tokens_are_read_or_unknown(status, text, tokens):
     """The size is read from vllm:cache_config_info; whatever is missing is unknown, not zero."""
     async with probe(lambda _: httpx2.Response(status, text=text)) as engine:
         assert await engine.kv_cache_tokens() == tokens
+
+
+PULSE = """vllm:num_requests_running{engine="0"} %d
+vllm:num_requests_waiting{engine="0"} %d
+vllm:iteration_tokens_total_count{engine="0"} 40.0
+vllm:iteration_tokens_total_sum{engine="0"} 900.0
+vllm:prompt_tokens_total{engine="0"} 3.2e2
+vllm:generation_tokens_total{engine="0"} 25
+"""
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "pulse"),
+    [
+        (200, PULSE % (0, 0), Pulse(385.0, busy=False)),
+        (200, PULSE % (1, 0), Pulse(385.0, busy=True)),
+        (200, PULSE % (0, 7), Pulse(385.0, busy=True)),
+        (200, PULSE.replace("25", "nothing") % (0, 0), None),
+        (200, METRICS, None),
+        (503, PULSE % (0, 0), None),
+    ],
+)
+async def test_the_pulse_is_what_the_engine_got_done(status, text, pulse):
+    """Steps and tokens, and whether it has requests; a page that does not say is no pulse."""
+    async with probe(lambda _: httpx2.Response(status, text=text)) as engine:
+        assert await engine.pulse() == pulse
+
+
+@pytest.mark.parametrize(("status", "answered"), [(200, True), (503, False), (404, False)])
+async def test_a_canary_asks_for_one_token_and_takes_only_that_for_an_answer(status, answered):
+    """A refusal says nothing of whether the engine works."""
+    asked = []
+
+    def answer(request):
+        asked.append((request.url.path, json.loads(request.content)["max_tokens"]))
+        return httpx2.Response(status)
+
+    async with probe(answer) as engine:
+        assert await engine.canary("m") is answered
+    assert asked == [("/v1/completions", 1)]
+
+
+async def test_an_engine_that_is_not_there_has_neither():
+    """A refused connection is not an error of ours."""
+    async with probe(refuse) as engine:
+        assert await engine.pulse() is None
+        assert await engine.canary("m") is False
 
 
 def test_a_port_in_use_names_port_and_setting():

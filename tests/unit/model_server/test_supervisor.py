@@ -1,14 +1,17 @@
 """The life of an engine: started, ready, ended, started again, given up."""
 
 import asyncio
+import itertools
 from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_server.errors import EngineDidNotStart, PortInUse
-from model_server.supervisor import Event, Policy, State, Supervisor, transition
+from model_server.errors import CheckpointError, DoesNotFit, EngineDidNotStart, PortInUse
+from model_server.hang_detector import Patience, Pulse
+from model_server.lifecycle import Event, Policy, State, transition
+from model_server.supervisor import Supervisor
 
 
 class FakeEngine:
@@ -46,6 +49,7 @@ class FakeRunning:
 
     async def terminate(self, *, within_s, drained):
         self.terminated += 1
+        self.within_s = within_s
         self.drained = drained
         if self.waits_to_drain:
             await drained.wait()
@@ -57,6 +61,9 @@ class FakeProbe:
     def __init__(self, *, ready=True, tokens=1000):
         self.ready = ready
         self.tokens = tokens
+        self.hung = False
+        self.steps = itertools.count()
+        self.canaries = []
 
     async def is_ready(self):
         return self.ready
@@ -64,11 +71,38 @@ class FakeProbe:
     async def kv_cache_tokens(self):
         return self.tokens
 
+    async def pulse(self):
+        return None if self.hung else Pulse(next(self.steps), busy=True)
+
+    async def canary(self, model):
+        self.canaries.append(model)
+        await asyncio.Event().wait()
+
+
+class FakeRemedies:
+    """Changes something after the lives that it is told to; remembers what it was shown."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.shown = []
+        self.lives = 0
+
+    def life_begins(self):
+        self.lives += 1
+
+    def consider(self, tail, *, was_ready):
+        self.shown.append((tail, was_ready))
+        answer = self.answers.pop(0) if self.answers else None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
 
 class Stage:
     """A supervisor over fakes: which engines it started, and what it says of them."""
 
-    def __init__(self, *, policy=None, codes=(), require_port=lambda: None):
+    def __init__(self, *, policy=None, codes=(), require_port=lambda: None, remedies=None):
+        self.remedies = remedies or FakeRemedies()
         self.probe = FakeProbe()
         self.engines = []
         self.hear = lambda _line: None
@@ -77,16 +111,21 @@ class Stage:
             engine=FakeEngine(),
             launch=self._launch,
             probe=self.probe,
+            remedies=self.remedies,
             require_port=require_port,
             policy=policy or Policy(poll_s=0.001, first_pause_s=0.001, start_s=5),
             model="m",
             engine_url="http://engine",
-            planned_kv_tokens=1000,
+            planned_kv_tokens=lambda: 1000,
+            jitter=lambda: 1.0,
         )
 
     async def _launch(self, on_line):
         self.hear = on_line
         code = self._codes.pop(0) if self._codes else None
+        if isinstance(code, Exception):
+            self.engines.append(None)
+            raise code
         self.engines.append(FakeRunning(len(self.engines) + 1, code=code))
         return self.engines[-1]
 
@@ -283,6 +322,64 @@ async def test_a_stopping_engine_that_has_drained_is_known():
     assert not stage.engines[0].drained.is_set()
     stage.hear("drained")
     await asyncio.wait_for(run, 5)
+
+
+async def test_an_engine_that_hangs_is_killed_at_once_and_replaced():
+    """Found by a question that nobody answers; a polite word would only cost more time."""
+    policy = Policy(poll_s=0.001, first_pause_s=0.001, hang=Patience(hang_s=0.06, look_s=0.001))
+    stage = Stage(policy=policy)
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.state(State.READY)
+    await asyncio.sleep(0.1)
+    assert len(stage.engines) == 1
+    assert not stage.probe.canaries
+    stage.probe.hung = True
+    await stage.until(lambda: len(stage.engines) == 2)
+    stage.probe.hung = False
+    assert "the engine hangs" in stage.supervisor.status().last_error
+    assert stage.probe.canaries == ["m"]
+    assert stage.engines[0].within_s == 0
+    await stage.state(State.READY)
+    stage.supervisor.request_stop()
+    await run
+    assert stage.engines[1].within_s == policy.stop_s
+
+
+async def test_a_changed_plan_is_another_engine():
+    """What was changed is logged, and the failures before it do not count any more."""
+    remedies = FakeRemedies(None, None, None, None, "the next start has less", None, None)
+    stage = Stage(codes=[1] * 7, remedies=remedies)
+    stage.probe.ready = False
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.until(lambda: len(stage.engines) == 8)
+    assert stage.remedies.lives == 8
+    assert stage.remedies.shown == [(["first line", "last words"], False)] * 7
+    stage.supervisor.request_stop()
+    await run
+
+
+async def test_what_would_fail_the_same_way_again_is_not_tried_again():
+    """One start, one clear error."""
+    stage = Stage(codes=[1], remedies=FakeRemedies(CheckpointError("damaged")))
+    stage.probe.ready = False
+    with pytest.raises(CheckpointError):
+        await stage.supervisor.run()
+    assert len(stage.engines) == 1
+    assert stage.supervisor.status().state is State.FAILED
+
+
+async def test_memory_that_somebody_else_took_is_waited_for():
+    """A plan that does not hold any more at a restart is a failure like any other, and told."""
+    stage = Stage(codes=[None, DoesNotFit("2 GiB missing"), None])
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.state(State.READY)
+    stage.engines[0].exit(1)
+    await stage.until(lambda: len(stage.engines) == 2)
+    await stage.until(lambda: stage.supervisor.status().last_error == "2 GiB missing")
+    await stage.until(lambda: len(stage.engines) == 3)
+    await stage.state(State.READY)
+    stage.supervisor.request_stop()
+    await run
 
 
 async def test_a_port_in_use_ends_it_at_once():

@@ -144,6 +144,21 @@ def test_a_slow_probe_opens_it_again(bench):
     assert bench.breaker.state == "open"
 
 
+def test_one_that_is_back_is_tried_by_the_next_call(bench):
+    """Whoever looks at it says so: no waiting for the time to be up, and no blind trust either."""
+    bench.breaker.try_soon()
+    assert bench.breaker.state == "closed"
+    bench.open()
+    bench.breaker.try_soon()
+    assert bench.breaker.state == "half_open"
+    probe = bench.breaker.enter()
+    bench.breaker.try_soon()
+    with pytest.raises(CircuitOpen):
+        bench.breaker.enter()
+    probe.failed("why")
+    assert bench.breaker.retry_after_s == 10
+
+
 def test_an_abandoned_probe_leaves_its_place_to_the_next(bench):
     """A probe whose caller left says nothing, and the next caller may try."""
     bench.open()

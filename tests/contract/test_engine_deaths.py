@@ -1,0 +1,126 @@
+"""A real vLLM that hangs, dies, or cannot start: found, told, and started again without a person."""
+
+import os
+import shutil
+import signal
+import sys
+import time
+
+import httpx2
+import psutil
+import pytest
+
+from tests.running import Program, free_port, program
+
+from .conftest import ENGINE_PYTHON, ENGINE_START_S, MODEL, MODEL_FOLDER
+
+HANG_S = 5.0
+FOUND_S = HANG_S + 3.0
+"""And one look, which may wait two seconds for an engine that does not answer."""
+
+ENGINE_CORE, WORKER, API_SERVER = "EngineCore", "Worker", "api_server"
+
+
+@pytest.fixture(scope="module")
+def own_server(tmp_path_factory):
+    """A model_server that is patient for 5 s, with a real vLLM of its own."""
+    folder = tmp_path_factory.mktemp("deaths")
+    wanted = settings(folder, MODEL_SERVER_HANG_TIMEOUT_S=str(HANG_S))
+    with program(
+        "model_server",
+        settings=wanted,
+        url=f"http://127.0.0.1:{wanted['MODEL_SERVER_CONTROL_PORT']}",
+        ready_path="/readyz",
+        log=folder / "model_server.log",
+        start_s=ENGINE_START_S,
+    ) as running:
+        yield running
+
+
+def settings(folder, **changes):
+    return {
+        "MODEL_SERVER_MODEL": str(MODEL_FOLDER),
+        "MODEL_SERVER_SERVED_MODEL_NAME": MODEL,
+        "MODEL_SERVER_ENGINE_PYTHON": str(ENGINE_PYTHON),
+        "MODEL_SERVER_ENGINE_PORT": str(free_port()),
+        "MODEL_SERVER_CONTROL_PORT": str(free_port()),
+        "MODEL_SERVER_LOG_DIR": str(folder),
+        "MODEL_SERVER_ENFORCE_EAGER": "true",
+    } | changes
+
+
+def state(server: Program) -> dict:
+    return httpx2.get(f"{server.url}/state", trust_env=False).json()
+
+
+def process_of(server: Program, name: str) -> psutil.Process:
+    guard = psutil.Process(state(server)["pid"])
+    (found,) = [p for p in guard.children(recursive=True) if name in " ".join(p.cmdline())]
+    return found
+
+
+def until(condition, seconds):
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("name", [ENGINE_CORE, WORKER, API_SERVER])
+def test_a_hung_process_is_found_and_the_engine_replaced(own_server, name):
+    """SIGSTOP to any of its processes: found in its time, nothing of it left, and it serves again."""
+    before = state(own_server)
+    assert before["state"] == "ready"
+    family = psutil.Process(before["pid"]).children(recursive=True)
+    process_of(own_server, name).send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    until(lambda: state(own_server)["state"] != "ready", FOUND_S)
+    print(f"\n{name} stopped: found after {time.monotonic() - began:.1f} s")
+    assert "the engine hangs" in state(own_server)["last_error"]
+    until(lambda: not any(p.is_running() for p in family), 5)
+    until(lambda: state(own_server)["state"] == "ready", ENGINE_START_S)
+    after = state(own_server)
+    assert after["restarts"] == before["restarts"] + 1
+    question = {"model": MODEL, "prompt": "a", "max_tokens": 4}
+    answer = httpx2.post(
+        f"{after['engine_url']}/v1/completions", json=question, timeout=60, trust_env=False
+    )
+    assert answer.status_code == 200
+
+
+def run_to_its_end(folder, seconds=120, **changes):
+    """The exit code of a model_server that cannot start, and what it said."""
+    log = folder / "model_server.log"
+    with log.open("wb") as output:
+        process = psutil.Popen(
+            [sys.executable, "-m", "model_server", "serve"],
+            env={**os.environ, **settings(folder, **changes)},
+            stdout=output,
+            stderr=output,
+        )
+        try:
+            code = process.wait(seconds)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    return code, log.read_text()
+
+
+def test_damaged_weights_are_one_line_and_no_loop(tmp_path):
+    """A download that was cut off is seen before an engine is started."""
+    model = tmp_path / "model"
+    shutil.copytree(MODEL_FOLDER, model)
+    (weights,) = model.glob("*.safetensors")
+    os.truncate(weights, weights.stat().st_size // 2)
+    code, said = run_to_its_end(tmp_path, MODEL_SERVER_MODEL=str(model))
+    assert code == 5, said[-3000:]
+    assert said.startswith("model_server: ")
+    assert said.count("\n") == 1
+
+
+def test_a_wrong_argument_is_one_line_and_no_loop(tmp_path):
+    """What vLLM does not know is told in its own words."""
+    code, said = run_to_its_end(tmp_path, MODEL_SERVER_ENGINE_ARGS="--no-such-thing 1")
+    assert code == 2, said[-3000:]
+    assert "--no-such-thing" in said.strip().splitlines()[-1]
