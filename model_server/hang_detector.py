@@ -134,6 +134,10 @@ class HangDetector:
         if self._asked and self._silent_since_asked_s >= self._patience.canary_s:
             return Verdict.HUNG
         quiet_s = self._patience.idle_s if idle else self._patience.busy_s
-        if not self._out and self.silent_s >= quiet_s:
-            return Verdict.ASK
-        return Verdict.FINE
+        if self.silent_s < quiet_s:
+            return Verdict.FINE
+        if self._out:
+            # It was asked before its last sign of life, and has waited in a full engine since.
+            self._asked = True
+            return Verdict.FINE
+        return Verdict.ASK

@@ -65,7 +65,8 @@ _HOPELESS: tuple[tuple[re.Pattern[str], type[ModelServerError]], ...] = (
     (re.compile(r"To serve at least one request|No available memory for the cache"), DoesNotFit),
     (re.compile(r"[Aa]ddress already in use"), PortInUse),
     (re.compile(r"error: (?:unrecognized arguments|argument )"), ConfigurationError),
-    (re.compile(r"No module named"), EngineEnvironmentError),
+    # A warning may say the second half of it, about a module that is not needed.
+    (re.compile(r"ModuleNotFoundError: No module named"), EngineEnvironmentError),
 )
 
 

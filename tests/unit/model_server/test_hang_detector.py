@@ -56,6 +56,16 @@ def test_a_canary_that_waits_in_a_full_engine_condemns_nobody():
     }
 
 
+def test_an_engine_that_hangs_with_a_canary_in_its_queue_is_found():
+    """The canary of an earlier silence is still out: no second one, and the time runs all the same."""
+    detector = HangDetector(PATIENCE)
+    watch(detector, standing(12))
+    watch(detector, [Pulse(101 + n, busy=True) for n in range(30)])
+    told = watch(detector, standing(61, steps=130))
+    assert Verdict.ASK not in told
+    assert told.index(Verdict.HUNG) + 1 <= 60
+
+
 def test_a_canary_that_is_answered_begins_anew():
     """An engine without metrics is asked again and again, and lives."""
     detector = HangDetector(PATIENCE)

@@ -64,7 +64,10 @@ def test_the_length_that_would_fit_is_read():
     assert find_cause([TOO_LONG]).max_model_len == 34_400
 
 
-@pytest.mark.parametrize("line", [PROFILE, "ERROR EngineCore died", "", "KeyError: 'x'"])
+WARNING = "WARNING Triton is not used: No module named 'triton'"
+
+
+@pytest.mark.parametrize("line", [PROFILE, WARNING, "ERROR EngineCore died", "", "KeyError: 'x'"])
 def test_what_names_no_fault_is_not_guessed(line):
     """A report of memory is no complaint of it, and an unknown error is unknown."""
     assert find_cause([line]) is None
