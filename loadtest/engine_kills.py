@@ -81,6 +81,10 @@ class Kill:
     memory_back: float
     documents_kept: bool
 
+    def late_s(self, answer_s: float) -> float:
+        """Seconds until it served again, beyond what its start and the answer itself take."""
+        return self.again_s - self.load_s - answer_s
+
 
 class Askers:
     """Clients that ask for full answers without a pause, until told to stop."""
@@ -139,7 +143,7 @@ def kill_once(running: Stack, part: str, rng: random.Random) -> Kill:
     """Wait for a random moment under load, kill one process, and see what comes of it."""
     family = _family(running)
     held = sum(p.memory_full_info().pss for p in family)
-    (victim,) = [p for p in family if _is(p, PARTS[part])]
+    (victim,) = [p for p in family if PARTS[part] in " ".join(p.cmdline())]
     documents = _documents(running)
     with Askers(running.orchestrator.url) as askers:
         time.sleep(2 + rng.random() * LONGEST_CALM_S)
@@ -163,14 +167,9 @@ def kill_once(running: Stack, part: str, rng: random.Random) -> Kill:
 
 
 def _family(running: Stack) -> list[psutil.Process]:
-    """Every process of the engine: all below model_server."""
-    return psutil.Process(running.engine_process.process.pid).children(recursive=True)
-
-
-def _is(process: psutil.Process, name: str) -> bool:
-    """Whether a process is the one of that name; the guard's command line holds the engine's."""
-    line = " ".join(process.cmdline())
-    return name in line and "engine_guard" not in line
+    """Every process of the engine: all below the guard that model_server names."""
+    guard = running.engine_process.http.get("/state").raise_for_status().json()["pid"]
+    return psutil.Process(guard).children(recursive=True)
 
 
 def _documents(running: Stack) -> Any:
@@ -203,7 +202,7 @@ def missed(kills: Sequence[Kill], answer_s: float) -> list[str]:
     """What was not as promised, in words; `answer_s` is what the first answer itself takes."""
     found = []
     for n, kill in enumerate(kills):
-        late_s = kill.again_s - kill.load_s - answer_s
+        late_s = kill.late_s(answer_s)
         promises = {
             f"told after {kill.told_s:.1f} s": kill.told_s <= TOLD_S,
             f"told {', '.join(kill.outcomes)}": not any(
@@ -226,7 +225,7 @@ def _table(kills: Sequence[Kill], answer_s: float) -> str:
     for part in PARTS:
         mine = [k for k in kills if k.part == part]
         told = [k.told_s for k in mine]
-        late = [k.again_s - k.load_s - answer_s for k in mine]
+        late = [k.late_s(answer_s) for k in mine]
         rows.append(
             f"| {part} | {len(mine)} | {statistics.median(told):.2f} / {max(told):.2f} s | "
             f"{statistics.median(late):.1f} / {max(late):.1f} s | {sum(k.left for k in mine)} |"

@@ -55,9 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         settings = load_settings(os.environ)
         if arguments.command == "plan":
-            eager = _wants_eager(settings, _device(settings))
-            engine = _engine(settings, eager=eager, adjustments=_remedies(settings).adjustments)
-            _show(engine, as_json=arguments.json)
+            device = _device(settings)
+            starts = _Starts(settings, device, eager=_wants_eager(settings, device))
+            _show(starts.engine, as_json=arguments.json)
         else:
             _serve(settings)
     except ModelServerError as exc:
@@ -87,14 +87,10 @@ def _wants_eager(settings: Settings, device: Device) -> bool:
     return settings.enforce_eager == "true"
 
 
-def _remedies(settings: Settings) -> Remedies:
-    subject = f"{settings.model.resolve()} on {_device(settings).name}"
-    path = settings.log_dir / "adjustments.json"
-    return Remedies(path=path, subject=subject, oom_kills=oom_kills)
-
-
-def _engine(settings: Settings, *, eager: bool, adjustments: Adjustments) -> VllmEngine:
-    """The engine for the plan that holds now, or the error that says why none does."""
+def _engine(
+    settings: Settings, device: Device, *, eager: bool, adjustments: Adjustments
+) -> VllmEngine:
+    """The engine for the plan that holds, or the error that says why none does."""
     goals = Goals(
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
@@ -107,7 +103,7 @@ def _engine(settings: Settings, *, eager: bool, adjustments: Adjustments) -> Vll
     shape = read_checkpoint(settings.model)
     return VllmEngine(
         python=settings.engine_python,
-        plan=make_plan(device=_device(settings), shape=shape, goals=adjustments.applied_to(goals)),
+        plan=make_plan(device=device, shape=shape, goals=adjustments.applied_to(goals)),
         serving=Serving(
             model=settings.model.resolve(),
             name=settings.name,
@@ -153,7 +149,7 @@ def _serve(settings: Settings) -> None:
     if missing and device.kind == "cpu" and not eager:
         eager = True
         _log.warning("the engine runs uncompiled: to compile, it lacks %s", missing)
-    starts = _Starts(settings, eager=eager)
+    starts = _Starts(settings, device, eager=eager)
     engine = starts.engine
     if not engine.plan.shape.has_chat_template:
         _log.warning(
@@ -175,12 +171,16 @@ class _Starts:
         remedies: What earlier lives have taught.
     """
 
-    def __init__(self, settings: Settings, *, eager: bool) -> None:
+    def __init__(self, settings: Settings, device: Device, *, eager: bool) -> None:
         self._settings = settings
         self._eager = eager
         self._launched = False
-        self.remedies = _remedies(settings)
-        self.engine = self._planned()
+        self.remedies = Remedies(
+            path=settings.log_dir / "adjustments.json",
+            subject=f"{settings.model.resolve()} on {device.name}",
+            oom_kills=oom_kills,
+        )
+        self.engine = self._planned(device)
 
     async def launch(self, on_line: Callable[[str], None]) -> EngineProcess:
         """
@@ -191,8 +191,7 @@ class _Starts:
             EngineEnvironmentError: If no process can be started.
         """
         if self._launched:
-            await self._memory_is_back()
-            self.engine = self._planned()
+            self.engine = self._planned(await self._device_given_back())
         self._launched = True
         return await EngineProcess.launch(
             argv=self.engine.argv,
@@ -201,20 +200,21 @@ class _Starts:
             on_line=on_line,
         )
 
-    def _planned(self) -> VllmEngine:
+    def _planned(self, device: Device) -> VllmEngine:
         adjustments = self.remedies.adjustments
-        return _engine(self._settings, eager=self._eager, adjustments=adjustments)
+        return _engine(self._settings, device, eager=self._eager, adjustments=adjustments)
 
-    async def _memory_is_back(self) -> None:
-        """Wait for what the former engine held; a driver gives it back some time after its end."""
+    async def _device_given_back(self) -> Device:
+        """The device, with what the former engine held: a driver takes some time to give it back."""
         plan = self.engine.plan
         wanted = min(plan.total_bytes + plan.sums.reserve, plan.device.free_bytes)
         give_up_s = time.monotonic() + MEMORY_BACK_S
-        while _device(self._settings).free_bytes < MEMORY_BACK_SHARE * wanted:
+        while (device := _device(self._settings)).free_bytes < MEMORY_BACK_SHARE * wanted:
             if time.monotonic() > give_up_s:
                 _log.warning("not all memory is back %g s after the engine's end", MEMORY_BACK_S)
-                return
+                break
             await asyncio.sleep(MEMORY_LOOK_S)
+        return device
 
 
 async def _supervise(settings: Settings, starts: _Starts) -> None:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from model_server.alternatives import MIN_CONTEXT_TOKENS
 from model_server.planner import Goals
 from model_server.start_errors import Cause, Cure, find_cause
 
@@ -22,9 +23,6 @@ NOTCH = 0.05
 
 MAX_NOTCHES = 6
 """Beyond a third less it is not the plan's size that is wrong."""
-
-MIN_CONTEXT_TOKENS = 512
-"""A shorter context holds no passage and no answer: better to say so than to serve it."""
 
 
 @dataclass(frozen=True, slots=True)

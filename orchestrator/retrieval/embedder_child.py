@@ -10,10 +10,10 @@ import os
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import psutil
 
 from orchestrator.domain import Embeddings
 from orchestrator.errors import EmbedderUnavailable
@@ -24,8 +24,8 @@ _MAX_HEADER_BYTES = 64 * 1024
 _LAST_WORDS_S = 1.0
 _AT_WORK_CPU_S = 0.02
 """Processor time that shows a child at work; less is waking up and reading."""
-_RUNNABLE = {"R", "D"}
-"""States of a process that computes, or would if it were let: waiting for a processor or a page."""
+_RUNNABLE = {psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP}
+"""Of a process that computes, or would if it were let: waiting for a processor or a page."""
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -59,7 +59,7 @@ class EmbedderChild:
 
     @classmethod
     async def start(
-        cls, command: Sequence[str], *, timeout_s: float, look_s: float = 0.25
+        cls, command: Sequence[str], *, timeout_s: float, look_s: float
     ) -> "EmbedderChild":
         """
         A child that has loaded its model.
@@ -190,8 +190,11 @@ class _SilenceWatch:
     def _look(self) -> None:
         try:
             used_s = process_cpu_s(self._pid)
-            computes = used_s - self._used_s > _AT_WORK_CPU_S or _state(self._pid) in _RUNNABLE
-        except OSError:
+            computes = (
+                used_s - self._used_s > _AT_WORK_CPU_S
+                or psutil.Process(self._pid).status() in _RUNNABLE
+            )
+        except (OSError, psutil.Error):
             # Nobody knows; a child that is gone is noticed by its pipe.
             used_s, computes = self._used_s, True
         if computes:
@@ -199,20 +202,6 @@ class _SilenceWatch:
         else:
             self._silent_looks += 1
         self._timer = self._loop.call_later(self._look_s, self._look)
-
-
-def _state(pid: int) -> str:
-    """
-    The state of a process's first thread, a letter.
-
-    Raises:
-        OSError: If there is no such process.
-
-    Source:
-        proc_pid_stat(5): it follows the name, which stands in parentheses and may hold some.
-    """
-    text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    return text.rpartition(")")[2].split()[0]
 
 
 class _Pipes(asyncio.SubprocessProtocol):

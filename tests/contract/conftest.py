@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -35,28 +36,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no engine: run `make test`"))
 
 
-@pytest.fixture(scope="session")
-def model_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    """model_server with a real vLLM behind it; `engine_url` is where that listens."""
-    port, control = free_port(), free_port()
-    folder = tmp_path_factory.mktemp("model_server")
-    settings = {
+def model_server_settings(folder: Path, **changes: str) -> dict[str, str]:
+    """A model_server with the bundled model and a real vLLM, on free ports; logs go to the folder."""
+    return {
         "MODEL_SERVER_MODEL": str(MODEL_FOLDER),
         "MODEL_SERVER_SERVED_MODEL_NAME": MODEL,
         "MODEL_SERVER_ENGINE_PYTHON": str(ENGINE_PYTHON),
-        "MODEL_SERVER_ENGINE_PORT": str(port),
-        "MODEL_SERVER_CONTROL_PORT": str(control),
+        "MODEL_SERVER_ENGINE_PORT": str(free_port()),
+        "MODEL_SERVER_CONTROL_PORT": str(free_port()),
         "MODEL_SERVER_LOG_DIR": str(folder),
         "MODEL_SERVER_ENFORCE_EAGER": "true",
-    }
+    } | changes
+
+
+@contextmanager
+def running_model_server(folder: Path, **changes: str) -> Iterator[Program]:
+    """The same, from the moment its engine is ready until the block ends."""
+    settings = model_server_settings(folder, **changes)
     with program(
         "model_server",
         settings=settings,
-        url=f"http://127.0.0.1:{control}",
+        url=f"http://127.0.0.1:{settings['MODEL_SERVER_CONTROL_PORT']}",
         ready_path="/readyz",
         log=folder / "model_server.log",
         start_s=ENGINE_START_S,
     ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def model_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """model_server with a real vLLM behind it; `engine_url` is where that listens."""
+    with running_model_server(tmp_path_factory.mktemp("model_server")) as running:
         yield running
 
 

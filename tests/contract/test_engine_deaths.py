@@ -10,9 +10,15 @@ import httpx2
 import psutil
 import pytest
 
-from tests.running import Program, free_port, program
+from tests.running import Program
 
-from .conftest import ENGINE_PYTHON, ENGINE_START_S, MODEL, MODEL_FOLDER
+from .conftest import (
+    ENGINE_START_S,
+    MODEL,
+    MODEL_FOLDER,
+    model_server_settings,
+    running_model_server,
+)
 
 HANG_S = 5.0
 FOUND_S = HANG_S + 3.0
@@ -25,28 +31,8 @@ ENGINE_CORE, WORKER, API_SERVER = "EngineCore", "Worker", "api_server"
 def own_server(tmp_path_factory):
     """A model_server that is patient for 5 s, with a real vLLM of its own."""
     folder = tmp_path_factory.mktemp("deaths")
-    wanted = settings(folder, MODEL_SERVER_HANG_TIMEOUT_S=str(HANG_S))
-    with program(
-        "model_server",
-        settings=wanted,
-        url=f"http://127.0.0.1:{wanted['MODEL_SERVER_CONTROL_PORT']}",
-        ready_path="/readyz",
-        log=folder / "model_server.log",
-        start_s=ENGINE_START_S,
-    ) as running:
+    with running_model_server(folder, MODEL_SERVER_HANG_TIMEOUT_S=str(HANG_S)) as running:
         yield running
-
-
-def settings(folder, **changes):
-    return {
-        "MODEL_SERVER_MODEL": str(MODEL_FOLDER),
-        "MODEL_SERVER_SERVED_MODEL_NAME": MODEL,
-        "MODEL_SERVER_ENGINE_PYTHON": str(ENGINE_PYTHON),
-        "MODEL_SERVER_ENGINE_PORT": str(free_port()),
-        "MODEL_SERVER_CONTROL_PORT": str(free_port()),
-        "MODEL_SERVER_LOG_DIR": str(folder),
-        "MODEL_SERVER_ENFORCE_EAGER": "true",
-    } | changes
 
 
 def state(server: Program) -> dict:
@@ -94,7 +80,7 @@ def run_to_its_end(folder, seconds=120, **changes):
     with log.open("wb") as output:
         process = psutil.Popen(
             [sys.executable, "-m", "model_server", "serve"],
-            env={**os.environ, **settings(folder, **changes)},
+            env={**os.environ, **model_server_settings(folder, **changes)},
             stdout=output,
             stderr=output,
         )
