@@ -58,6 +58,19 @@ class Program:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 
+def receive_until(raw: socket.socket, expected: bytes) -> bytes:
+    """All that came until `expected` came; an AssertionError shows what came instead of it."""
+    received = b""
+    while expected not in received:
+        try:
+            part = raw.recv(65536)
+        except TimeoutError:
+            raise AssertionError(f"nothing came any more after {received!r}") from None
+        assert part, f"closed after {received!r}"
+        received += part
+    return received
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on."""
     with socket.socket() as probe:

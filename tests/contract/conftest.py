@@ -119,6 +119,17 @@ def batching_url(request: pytest.FixtureRequest) -> str:
     return str(request.getfixturevalue(f"{request.param}_url"))
 
 
+def upload(running: Program, pdf: bytes) -> None:
+    """A document that can be asked about when this returns."""
+    response = httpx2.post(
+        f"{running.url}/upload?wait=true",
+        files={"file": ("handbook.pdf", pdf, "application/pdf")},
+        timeout=120,
+        trust_env=False,
+    )
+    assert response.status_code == 200, response.text
+
+
 @pytest.fixture(scope="session")
 def stack(
     model_server: Program, vllm_url: str, tmp_path_factory: pytest.TempPathFactory
@@ -131,13 +142,7 @@ def stack(
         control_url=model_server.url,
         max_concurrent_requests="36",
     ) as running:
-        response = httpx2.post(
-            f"{running.url}/upload?wait=true",
-            files={"file": ("handbook.pdf", pdfs.handbook(), "application/pdf")},
-            timeout=120,
-            trust_env=False,
-        )
-        assert response.status_code == 200, response.text
+        upload(running, pdfs.handbook())
         yield running
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests import pdfs
 from tests.faults import QUESTION, bench, connected, raw_request, wait_until
+from tests.running import receive_until
 
 SEATS = 2
 
@@ -86,9 +87,7 @@ class TestRow20Disconnect:
         with connected(busy.http) as raw:
             raw.sendall(question(busy.http, stream=stream))
             if stream:
-                received = b""
-                while b"event: token" not in received:
-                    received += raw.recv(65536)
+                receive_until(raw, b"event: token")
             assert wait_until(lambda: busy.engine.running == 1)
         busy.nothing_left()
 
