@@ -15,7 +15,7 @@ SENTENCES := $(BIN)/interrogate --fail-under 100 --whitelist-regex '^test_'
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help run test test-unit simulation test-integration test-contract check loadtest costs relay \
-        overload seed-attack engine-kills nasty quality \
+        overload seed-attack engine-kills engine-options false-kills before-after plans bench-gpu test-gpu nasty quality \
         setup setup-dev model lock docs clean safeguards
 
 help: ## this list
@@ -30,7 +30,7 @@ run: setup ## start model_server, vLLM and the orchestrator; Ctrl-C stops them
 
 test: setup-dev model ## every test, real vLLM included, fast ones first
 	@failed=""; \
-	for stage in test-unit simulation test-integration test-contract; do \
+	for stage in test-unit simulation test-integration test-contract test-gpu; do \
 	    $(MAKE) $$stage || failed="$$failed $$stage"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi; \
@@ -51,6 +51,10 @@ test-integration: setup-dev ## real processes and loopback sockets
 test-contract: setup-dev model ## real vLLM on this machine, the openai client
 	@echo "== contract"
 	@$(BIN)/pytest -q tests/contract
+
+test-gpu: setup-dev model ## what needs an NVIDIA GPU; skipped, with the reason, where there is none
+	@echo "== gpu"
+	@$(BIN)/pytest -q -m gpu tests/gpu
 
 safeguards: setup-dev ## take out each of the ten safeguards, and show that a test notices
 	@exec $(BIN)/python -m tests.safeguards
@@ -82,6 +86,28 @@ overload: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## tidegate against bas
 
 engine-kills: setup-dev model ## kill -9 of the engine's processes under load, each KILLS=20 times
 	@exec $(BIN)/python -m loadtest.engine_kills $(if $(KILLS),--kills $(KILLS)) \
+	    $(if $(OUT),--out "$(OUT)")
+
+engine-options: setup-dev model ## what prefix caching and ngram speculation do: PDFS=<folder> QUESTIONS=<file> ROUNDS=2 ASKS=24
+	@[ -n "$(PDFS)" ] && [ -n "$(QUESTIONS)" ] || \
+	    { echo "say on what: make engine-options PDFS=<folder> QUESTIONS=<file>"; exit 2; }
+	@exec $(BIN)/python -m loadtest.engine_options --pdfs "$(PDFS)" --questions "$(QUESTIONS)" \
+	    $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(ASKS),--asks $(ASKS)) $(if $(OUT),--out "$(OUT)")
+
+false-kills: setup-dev model ## 5x the load and the longest prompts, and no engine taken for hung: MINUTES=30 PREFILLS=10
+	@exec $(BIN)/python -m loadtest.false_kills $(if $(MINUTES),--minutes $(MINUTES)) \
+	    $(if $(PREFILLS),--prefills $(PREFILLS))
+
+plans: setup-dev ## what fits of seven public models on cards of 8, 24 and 80 GB; none over its budget
+	@exec $(BIN)/python -m loadtest.plans
+
+bench-gpu: setup-dev model ## plan against reality and tokens/s on a real GPU: MODEL=<folder> OUT=reports/bench-gpu.json
+	@exec $(BIN)/python -m loadtest.bench_gpu $(if $(MODEL),--model "$(MODEL)") \
+	    $(if $(OUT),--out "$(OUT)")
+
+before-after: setup-dev model ## the naive service and tidegate under one memory limit: MEMORY_GIB=4 ASKS=1,2,3,10 UPLOADS=10
+	@exec $(BIN)/python -m loadtest.before_after $(if $(MEMORY_GIB),--memory-gib $(MEMORY_GIB)) \
+	    $(if $(ASKS),--asks $(ASKS)) $(if $(UPLOADS),--uploads $(UPLOADS)) \
 	    $(if $(OUT),--out "$(OUT)")
 
 seed-attack: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## ten long questions at once, and who suffers: ENGINE=simulator|vllm or URL=

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,6 +151,7 @@ def stack(
     *,
     simulator_options: Sequence[str] = (),
     settings: Sequence[tuple[str, str]] = (),
+    model_server: Mapping[str, str] | None = None,
 ) -> Iterator[Stack]:
     """
     Engine and orchestrator with the documents in, until the block ends.
@@ -160,9 +161,14 @@ def stack(
         folder: For data and logs.
         simulator_options: Further arguments of the simulator.
         settings: ORCHESTRATOR_* by name without the prefix.
+        model_server: MODEL_SERVER_* by their whole names, of vLLM's model_server.
     """
     with contextlib.ExitStack() as on:
-        starting = _vllm(folder) if engine == "vllm" else _simulator(folder, simulator_options)
+        starting = (
+            _vllm(folder, model_server or {})
+            if engine == "vllm"
+            else _simulator(folder, simulator_options)
+        )
         process, url = on.enter_context(starting)
         client = on.enter_context(httpx2.Client(base_url=url, timeout=60, trust_env=False))
         wanted = dict(settings)
@@ -194,7 +200,7 @@ def _simulator(folder: Path, options: Sequence[str]) -> Iterator[tuple[Program, 
 
 
 @contextmanager
-def _vllm(folder: Path) -> Iterator[tuple[Program, str]]:
+def _vllm(folder: Path, changes: Mapping[str, str]) -> Iterator[tuple[Program, str]]:
     control = free_port()
     settings = {
         "MODEL_SERVER_MODEL": str(MODEL_FOLDER),
@@ -210,7 +216,7 @@ def _vllm(folder: Path) -> Iterator[tuple[Program, str]]:
         start_s=ENGINE_START_S,
         url=f"http://127.0.0.1:{control}",
         ready_path="/readyz",
-        environment=settings,
+        environment={**settings, **changes},
     ) as program:
         yield program, str(program.http.get("/state").json()["engine_url"])
 

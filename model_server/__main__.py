@@ -16,22 +16,28 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
 from model_server.checkpoint import read_checkpoint
-from model_server.control import ControlServer, control_app
+from model_server.control import Access, ControlServer, control_app
 from model_server.devices import Device, find_device, import_nvml, oom_kills
 from model_server.engines.base import Serving
+from model_server.engines.simulator import SimulatorEngine
+from model_server.engines.tgi import TgiEngine
 from model_server.engines.vllm import VllmEngine, missing_build_tools
 from model_server.errors import ModelServerError
 from model_server.hang_detector import Patience
-from model_server.lifecycle import Policy
+from model_server.lifecycle import Policy, Status
+from model_server.memory_monitor import MemoryMonitor
+from model_server.memory_watch import MemoryWatch
+from model_server.metrics_page import Figures, metrics_page
 from model_server.planner import Goals, Plan, make_plan
 from model_server.probe import EngineProbe, listen, require_free_port
 from model_server.process import EngineProcess
 from model_server.remedies import Adjustments, Remedies
-from model_server.settings import Settings, load_settings
+from model_server.settings import Settings, is_loopback, load_settings
 from model_server.supervisor import Supervisor
 
 _log = logging.getLogger("model_server")
@@ -45,6 +51,9 @@ MEMORY_BACK_SHARE = 0.98
 
 _DRAIN_MARGIN_S = 5
 """Part of the time for stopping that running requests do not get: vLLM's own way down takes 1-3 s."""
+
+
+PlannedEngine = VllmEngine | TgiEngine | SimulatorEngine
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,7 +98,7 @@ def _wants_eager(settings: Settings, device: Device) -> bool:
 
 def _engine(
     settings: Settings, device: Device, *, eager: bool, adjustments: Adjustments
-) -> VllmEngine:
+) -> PlannedEngine:
     """The engine for the plan that holds, or the error that says why none does."""
     goals = Goals(
         max_model_len=settings.max_model_len,
@@ -101,21 +110,27 @@ def _engine(
         enforce_eager=eager,
     )
     shape = read_checkpoint(settings.model)
+    plan = make_plan(device=device, shape=shape, goals=adjustments.applied_to(goals))
+    serving = Serving(
+        model=settings.model.resolve(),
+        name=settings.name,
+        host=settings.host,
+        port=settings.engine_port,
+        drain_s=max(1, int(settings.stop_timeout_s) - _DRAIN_MARGIN_S),
+    )
+    extra_args = settings.extra_engine_args
+    if settings.engine == "simulator":
+        return SimulatorEngine(plan=plan, serving=serving, extra_args=extra_args)
+    if settings.engine == "tgi":
+        return TgiEngine(
+            launcher=settings.tgi_launcher, plan=plan, serving=serving, extra_args=extra_args
+        )
     return VllmEngine(
-        python=settings.engine_python,
-        plan=make_plan(device=device, shape=shape, goals=adjustments.applied_to(goals)),
-        serving=Serving(
-            model=settings.model.resolve(),
-            name=settings.name,
-            host=settings.host,
-            port=settings.engine_port,
-            drain_s=max(1, int(settings.stop_timeout_s) - _DRAIN_MARGIN_S),
-        ),
-        extra_args=settings.extra_engine_args,
+        python=settings.engine_python, plan=plan, serving=serving, extra_args=extra_args
     )
 
 
-def _show(engine: VllmEngine, *, as_json: bool) -> None:
+def _show(engine: PlannedEngine, *, as_json: bool) -> None:
     """Print the plan to standard output."""
     if as_json:
         sys.stdout.write(json.dumps(_plan_json(engine), indent=2) + "\n")
@@ -137,7 +152,7 @@ def _table(plan: Plan) -> Table:
     return table
 
 
-def _plan_json(engine: VllmEngine) -> dict[str, Any]:
+def _plan_json(engine: PlannedEngine) -> dict[str, Any]:
     return {**engine.plan.as_json(), "argv": engine.argv, "environment": engine.variables}
 
 
@@ -145,7 +160,7 @@ def _serve(settings: Settings) -> None:
     """Plan, start the engine and keep it up, until SIGTERM or SIGINT."""
     device = _device(settings)
     eager = _wants_eager(settings, device)
-    missing = missing_build_tools(settings.engine_python)
+    missing = missing_build_tools(settings.engine_python) if settings.engine == "vllm" else None
     if missing and device.kind == "cpu" and not eager:
         eager = True
         _log.warning("the engine runs uncompiled: to compile, it lacks %s", missing)
@@ -200,7 +215,7 @@ class _Starts:
             on_line=on_line,
         )
 
-    def _planned(self, device: Device) -> VllmEngine:
+    def _planned(self, device: Device) -> PlannedEngine:
         adjustments = self.remedies.adjustments
         return _engine(self._settings, device, eager=self._eager, adjustments=adjustments)
 
@@ -224,14 +239,25 @@ async def _supervise(settings: Settings, starts: _Starts) -> None:
     url = f"http://{settings.host}:{settings.engine_port}"
     with listener:
         async with EngineProbe(url) as probe:
-            supervisor = _supervisor(settings, starts, probe=probe, url=url)
-            app = control_app(status=supervisor.status, plan=lambda: _plan_json(starts.engine))
+            watch = MemoryWatch(
+                device=lambda: starts.engine.plan.device, environ=os.environ, nvml=import_nvml()
+            )
+            supervisor = _supervisor(settings, starts, watch, probe=probe, url=url)
+            monitor = _monitor(supervisor, starts, watch)
+            app = control_app(
+                keeper=supervisor,
+                plan=lambda: _plan_json(starts.engine),
+                metrics=lambda: metrics_page(_figures(supervisor.status(), starts, monitor)),
+                pressure=lambda: monitor.pressure,
+                access=Access(key=settings.control_key, local=is_loopback(settings.control_host)),
+            )
             with _signals(supervisor.request_stop):
-                await _run_both(supervisor, ControlServer(app, listener=listener))
+                await _run_all(supervisor, ControlServer(app, listener=listener), monitor)
 
 
-async def _run_both(supervisor: Supervisor, control: ControlServer) -> None:
+async def _run_all(supervisor: Supervisor, control: ControlServer, monitor: MemoryMonitor) -> None:
     """Run the supervisor, with the control API up from before its start until after its end."""
+    watching = asyncio.create_task(monitor.run())
     serving = asyncio.create_task(control.run_until_stopped())
     serving.add_done_callback(lambda _: supervisor.request_stop())
     try:
@@ -239,15 +265,57 @@ async def _run_both(supervisor: Supervisor, control: ControlServer) -> None:
     finally:
         control.stop()
         await serving
+        watching.cancel()
 
 
-def _supervisor(settings: Settings, starts: _Starts, *, probe: EngineProbe, url: str) -> Supervisor:
+def _monitor(supervisor: Supervisor, starts: _Starts, watch: MemoryWatch) -> MemoryMonitor:
+    return MemoryMonitor(
+        watch=watch,
+        engine_pid=lambda: supervisor.status().pid,
+        planned_bytes=lambda: starts.engine.plan.total_bytes,
+        reserve_bytes=lambda: starts.engine.plan.sums.reserve,
+    )
+
+
+def _figures(status: Status, starts: _Starts, monitor: MemoryMonitor) -> Figures:
+    """What the metrics page shows."""
+    plan, unload = starts.engine.plan, status.last_unload
+    return Figures(
+        started_at_s=psutil.Process().create_time(),
+        state=status.state,
+        state_s=status.since_s,
+        starts=status.starts,
+        restarts=status.restarts,
+        hangs=status.hangs,
+        wakes=status.wakes,
+        unloads=status.unloads,
+        last_start_s=status.start_s,
+        last_unload_freed_bytes=unload.freed_bytes if unload else None,
+        kv_tokens_planned=status.kv_tokens_planned,
+        kv_tokens_reported=status.kv_tokens_reported,
+        planned_parts_bytes={
+            "weights": plan.sums.weights,
+            "kv_cache": plan.kv_cache_bytes,
+            "activations": plan.sums.activations,
+            "runtime": plan.sums.runtime,
+        },
+        planned_reserve_bytes=plan.sums.reserve,
+        planned_budget_bytes=plan.sums.budget,
+        pressure=monitor.pressure if monitor.reading else None,
+        memory=monitor.reading,
+    )
+
+
+def _supervisor(
+    settings: Settings, starts: _Starts, memory: MemoryWatch, *, probe: EngineProbe, url: str
+) -> Supervisor:
     _log.info("the engine's log: %s", settings.log_dir / "engine.log")
     return Supervisor(
         engine=starts.engine,
         launch=starts.launch,
         probe=probe,
         remedies=starts.remedies,
+        memory=memory,
         require_port=lambda: require_free_port(
             settings.host, settings.engine_port, variable="MODEL_SERVER_ENGINE_PORT"
         ),
@@ -258,6 +326,7 @@ def _supervisor(settings: Settings, starts: _Starts, *, probe: EngineProbe, url:
                 hang_s=settings.hang_timeout_s,
                 look_s=min(LOOK_S, settings.hang_timeout_s / LOOKS_A_HANG),
             ),
+            idle_unload_s=settings.idle_unload_s,
         ),
         model=settings.name,
         engine_url=url,

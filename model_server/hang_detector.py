@@ -30,10 +30,12 @@ class Pulse:
     Attributes:
         steps: Grows with everything that it gets done.
         busy: Whether it has requests, as far as it knows.
+        finished: Requests that it has ended since it started; None if it does not count them.
     """
 
     steps: float
     busy: bool
+    finished: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

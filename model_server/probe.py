@@ -12,13 +12,28 @@ from model_server.errors import ConfigurationError, PortInUse
 from model_server.hang_detector import Pulse
 
 _TIMEOUT_S = 2.0
-_OK = 200
-_STEPS = re.compile(
-    r"^vllm:(?:iteration_tokens_total_count|generation_tokens_total|prompt_tokens_total)"
-    r"(?:\{[^}]*\})? (\S+)",
-    re.MULTILINE,
+_OK, _NOT_FOUND = 200, 404
+
+
+def _series(*names: str) -> re.Pattern[str]:
+    """Lines of these series on a page of metrics; the group is the value."""
+    return re.compile(rf"^(?:{'|'.join(names)})(?:\{{[^}}]*\}})? (\S+)", re.MULTILINE)
+
+
+# vLLM's, then TGI's.
+_STEPS = _series(
+    "vllm:iteration_tokens_total_count",
+    "vllm:generation_tokens_total",
+    "vllm:prompt_tokens_total",
+    "tgi_batch_inference_count",
 )
-_REQUESTS = re.compile(r"^vllm:num_requests_(?:running|waiting)(?:\{[^}]*\})? (\S+)", re.MULTILINE)
+_REQUESTS = _series(
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "tgi_batch_current_size",
+    "tgi_queue_size",
+)
+_FINISHED = _series("vllm:request_success_total", "tgi_request_success")
 _KV_TOKENS = re.compile(
     r'^vllm:cache_config_info\{[^}]*\bkv_cache_size_tokens="(\d+)"', re.MULTILINE
 )
@@ -76,19 +91,30 @@ class EngineProbe:
                 return None
             steps = [float(value) for value in _STEPS.findall(response.text)]
             requests = [float(value) for value in _REQUESTS.findall(response.text)]
+            finished = [float(value) for value in _FINISHED.findall(response.text)]
         except (httpx2.HTTPError, ValueError):
             return None
-        return Pulse(sum(steps), busy=sum(requests) > 0) if steps else None
+        if not steps:
+            return None
+        return Pulse(
+            sum(steps), busy=sum(requests) > 0, finished=sum(finished) if finished else None
+        )
 
     async def canary(self, model: str) -> bool:
         """
         Whether it makes one token; however long that takes.
 
-        A refusal is no answer: a hung engine whose queue is full refuses, too.
+        A refusal is no answer: a hung engine whose queue is full refuses, too. Plain completions
+        need no chat template; an engine that has no such route is asked by chat.
         """
-        question = {"model": model, "prompt": "a", "max_tokens": 1, "temperature": 0}
+        question = {"model": model, "max_tokens": 1, "temperature": 0}
+        chat = {**question, "messages": [{"role": "user", "content": "a"}]}
         try:
-            response = await self._client.post("/v1/completions", json=question, timeout=None)
+            response = await self._client.post(
+                "/v1/completions", json={**question, "prompt": "a"}, timeout=None
+            )
+            if response.status_code == _NOT_FOUND:
+                response = await self._client.post("/v1/chat/completions", json=chat, timeout=None)
         except httpx2.HTTPError:
             return False
         return response.status_code == _OK

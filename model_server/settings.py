@@ -4,6 +4,7 @@ Every knob of the model server, once: its name, unit, default and bounds.
 Read from the environment at start, with the prefix `MODEL_SERVER_`, and nowhere else.
 """
 
+import ipaddress
 import shlex
 import sys
 from collections.abc import Mapping
@@ -30,6 +31,15 @@ class Settings(BaseSettings):
         default="",
         description="Name of the model on the wire; empty means the folder's name, lower-case.",
     )
+    engine: Literal["vllm", "tgi", "simulator"] = Field(
+        default="vllm",
+        description="What answers: vllm; tgi, which is not developed any more; or the simulator, "
+        "which has no model and is there to try everything around one.",
+    )
+    tgi_launcher: Path = Field(
+        default=Path("text-generation-launcher"),
+        description="TGI's program, for the engine tgi: a path, or a name to be looked up.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto",
         description="Where the engine runs. auto: the GPU with the most free memory, else the CPU.",
@@ -43,6 +53,12 @@ class Settings(BaseSettings):
     )
     control_port: int = Field(
         default=8081, ge=1, le=65535, description="TCP port that the control API listens on."
+    )
+    control_key: str = Field(
+        default="",
+        repr=False,
+        description="What callers of the control API have to send as a bearer token; the "
+        "orchestrator's is ORCHESTRATOR_CONTROL_KEY. Empty: none, and orders on loopback only.",
     )
     engine_python: Path = Field(
         default=Path(sys.executable),
@@ -100,6 +116,13 @@ class Settings(BaseSettings):
         "unanswered before it is killed and started again, in seconds. Longer than its longest "
         "prompt takes to be read.",
     )
+    idle_unload_s: float | None = Field(
+        default=None,
+        ge=1,
+        description="An engine without a request for that many seconds is ended, and its memory "
+        "given back; the next question to the orchestrator wakes it, which takes a start. Unset: "
+        "never.",
+    )
     stop_timeout_s: float = Field(
         default=15.0,
         ge=2,
@@ -125,6 +148,17 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _somebody_can_wake_it(self) -> Self:
+        if self.idle_unload_s is not None and not (
+            self.control_key or is_loopback(self.control_host)
+        ):
+            raise ValueError(
+                f"{PREFIX}IDLE_UNLOAD_S is set, but on {self.control_host} nobody may wake the "
+                f"engine: set {PREFIX}CONTROL_KEY, and the same as ORCHESTRATOR_CONTROL_KEY"
+            )
+        return self
+
     @property
     def name(self) -> str:
         """Name of the model on the wire; never empty."""
@@ -134,6 +168,14 @@ class Settings(BaseSettings):
     def extra_engine_args(self) -> tuple[str, ...]:
         """`engine_args`, split."""
         return tuple(shlex.split(self.engine_args))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load_settings(environ: Mapping[str, str]) -> Settings:

@@ -3,83 +3,30 @@ Keeps one engine up: starts it, waits until it is ready, starts it again when it
 
 An exit that nobody asked for is a failure whatever its code: vLLM ends with 0 when its EngineCore
 dies. Ends only when asked to, or when the engine fails five times in a row without getting ready.
+
+An engine that nobody asks is ended as well, if so wished, and started again when somebody does.
 """
 
 import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
+from model_server.collaborators import Launch, Memory, Probe, Remedies, Running
+from model_server.engine_watch import EngineWatch
 from model_server.engines.base import Engine
 from model_server.errors import DoesNotFit, EngineDidNotStart
-from model_server.hang_detector import HangDetector, Pulse, Verdict
-from model_server.lifecycle import Event, Policy, State, Status, transition
+from model_server.lifecycle import Event, Policy, State, Status, Unload, transition
+from model_server.memory import human
 
 _log = logging.getLogger(__name__)
 
 _SHOWN_LINES = 50
+_MEMORY_BACK_S, _MEMORY_LOOK_S, _MEMORY_BACK_SHARE = 5.0, 0.25, 0.95
+"""A driver takes some time to give memory back."""
 _WORTH_SAYING = 0.01
 """Deviation between planned and reported KV tokens that deserves a warning, as a share."""
-
-
-class Running(Protocol):
-    """A started engine: `process.EngineProcess`, or what stands in for it in tests."""
-
-    @property
-    def pid(self) -> int:
-        """Process id that it runs below."""
-        ...
-
-    @property
-    def tail(self) -> Iterable[str]:
-        """The last lines of its log."""
-        ...
-
-    async def wait(self) -> int:
-        """Its exit code, once it has ended."""
-        ...
-
-    async def terminate(self, *, within_s: float, drained: asyncio.Event) -> int:
-        """End it, sooner once it has `drained`; how many processes are left."""
-        ...
-
-
-class Probe(Protocol):
-    """What an engine says over HTTP: `probe.EngineProbe`."""
-
-    async def is_ready(self) -> bool:
-        """Whether it takes requests."""
-        ...
-
-    async def kv_cache_tokens(self) -> int | None:
-        """Tokens that its KV cache holds; None if it does not say."""
-        ...
-
-    async def pulse(self) -> Pulse | None:
-        """What it has got done so far; None if it does not say."""
-        ...
-
-    async def canary(self, model: str) -> bool:
-        """Whether it makes one token, however long that takes."""
-        ...
-
-
-class Remedies(Protocol):
-    """What is changed after the engine ended: `remedies.Remedies`."""
-
-    def life_begins(self) -> None:
-        """An engine is about to be started."""
-        ...
-
-    def consider(self, tail: Sequence[str], *, was_ready: bool) -> str | None:
-        """What was changed for the next start, in words; None if nothing was."""
-        ...
-
-
-Launch = Callable[[Callable[[str], None]], Awaitable[Running]]
-"""Starts the engine; takes what is to be called with each line of its log."""
 
 
 class Supervisor:
@@ -97,6 +44,7 @@ class Supervisor:
         launch: Launch,
         probe: Probe,
         remedies: Remedies,
+        memory: Memory,
         require_port: Callable[[], None],
         policy: Policy,
         model: str,
@@ -109,6 +57,7 @@ class Supervisor:
         self._launch = launch
         self._probe = probe
         self._remedies = remedies
+        self._memory = memory
         self._require_port = require_port
         self._policy = policy
         self._model = model
@@ -117,14 +66,21 @@ class Supervisor:
         self._jitter = jitter
         self._clock = clock
         self._stop = asyncio.Event()
+        self._sleep_asked = asyncio.Event()
+        self._wake_asked = asyncio.Event()
         self._drained = asyncio.Event()
-        self._watching = asyncio.Event()
         self._state = State.STOPPED
         self._since = clock()
         self._phase = "not started"
         self._starts = 0
+        self._hangs = 0
+        self._wakes = 0
+        self._unloads = 0
+        self._waking = False
         self._was_ready = False
+        self._start_s: float | None = None
         self._running: Running | None = None
+        self._last_unload: Unload | None = None
         self._last_error: str | None = None
         self.reported_kv_tokens: int | None = None
 
@@ -135,17 +91,36 @@ class Supervisor:
             phase=self._phase,
             engine_url=self._engine_url,
             model=self._model,
-            restarts=max(0, self._starts - 1),
+            starts=self._starts,
+            restarts=max(0, self._starts - 1 - self._wakes),
+            hangs=self._hangs,
+            wakes=self._wakes,
+            unloads=self._unloads,
+            waking=self._waking,
             since_s=round(self._clock() - self._since, 1),
+            start_s=None if self._start_s is None else round(self._start_s, 1),
             pid=self._running.pid if self._running else None,
             kv_tokens_planned=self._planned_kv_tokens(),
             kv_tokens_reported=self.reported_kv_tokens,
+            last_unload=self._last_unload,
             last_error=self._last_error,
         )
 
     def request_stop(self) -> None:
         """Make `run` end the engine and return; may be called from a signal handler."""
         self._stop.set()
+
+    def request_sleep(self) -> bool:
+        """Give the engine's memory back until somebody asks; False unless it is ready."""
+        if self._state is not State.READY:
+            return False
+        self._sleep_asked.set()
+        return True
+
+    def request_wake(self) -> None:
+        """Start a sleeping engine, once, however many ask; does nothing to any other."""
+        if self._state is State.SLEEPING:
+            self._wake_asked.set()
 
     async def run(self) -> None:
         """
@@ -162,6 +137,10 @@ class Supervisor:
             tail = await self._live_once()
             if self._stop.is_set():
                 break
+            if self._state is State.SLEEPING:
+                failures = 0
+                await self._sleep()
+                continue
             if changed := self._remedies.consider(tail, was_ready=self._was_ready):
                 _log.warning("%s", changed)
                 failures = 0  # another plan is another engine; there are only so many of them
@@ -180,7 +159,8 @@ class Supervisor:
         self._require_port()
         self._was_ready = False
         self._drained.clear()
-        self._watching.clear()
+        self._sleep_asked.clear()
+        self._wake_asked.clear()
         self._starts += 1
         self._remedies.life_begins()
         self._move(Event.LAUNCHED, "starting the engine")
@@ -192,47 +172,57 @@ class Supervisor:
             return []
         exited = asyncio.create_task(running.wait())
         stopped = asyncio.create_task(self._stop.wait())
-        hangs = asyncio.create_task(self._watch_for_hang())
+        hung = False
         try:
-            if await self._gets_ready(exited, stopped):
-                await self._greet()
-                self._watching.set()
-                await asyncio.wait({exited, stopped, hangs}, return_when=asyncio.FIRST_COMPLETED)
-            self._conclude(exited, hangs)
+            error = await self._until_over(exited, stopped)
+            hung = self._was_ready and error is not None and not exited.done()
+            self._conclude(error)
         finally:
             stopped.cancel()
-            hangs.cancel()
             # What hangs does not hear a polite word.
-            await self._end(running, within_s=0.0 if hangs.done() else self._policy.stop_s)
+            await self._end(running, within_s=0.0 if hung else self._policy.stop_s)
             exited.cancel()
             self._running = None
         return list(running.tail)
 
-    async def _watch_for_hang(self) -> str:
-        """Look at a ready engine again and again; returns what is wrong once it hangs."""
-        await self._watching.wait()
-        detector, canary = HangDetector(self._policy.hang), None
-        looked_at = self._clock()
+    async def _until_over(
+        self, exited: asyncio.Task[int], stopped: asyncio.Task[bool]
+    ) -> str | None:
+        """Why this life has to end: an error, or None if it was asked to, or nobody asks."""
+        watch, sleep = None, asyncio.create_task(self._sleep_asked.wait())
         try:
-            while True:
-                await asyncio.sleep(self._policy.hang.look_s)
-                if canary is not None and canary.done():
-                    (detector.answered if canary.result() else detector.unanswered)()
-                    canary = None
-                pulse = await self._probe.pulse()
-                after_s, looked_at = self._clock() - looked_at, self._clock()
-                verdict = detector.look(pulse, after_s=after_s)
-                if verdict is Verdict.HUNG:
-                    return (
-                        f"the engine hangs: for {detector.silent_s:.0f} s it did nothing and left a "
-                        "question of one token unanswered (MODEL_SERVER_HANG_TIMEOUT_S)"
-                    )
-                if verdict is Verdict.ASK:
-                    canary = asyncio.create_task(self._probe.canary(self._model))
-                    detector.asked()
+            if await self._gets_ready(exited, stopped):
+                await self._greet()
+                watch = asyncio.create_task(self._watch())
+                await asyncio.wait(
+                    {exited, stopped, sleep, watch}, return_when=asyncio.FIRST_COMPLETED
+                )
         finally:
-            if canary is not None:
-                canary.cancel()
+            sleep.cancel()
+            if watch is not None:
+                watch.cancel()
+        if self._stop.is_set():
+            return None
+        if exited.done():
+            return f"the engine exited by itself with code {exited.result()}"
+        if watch is None:
+            return (
+                f"the engine was not ready after {self._policy.start_s:g} s "
+                f"(MODEL_SERVER_START_TIMEOUT_S), last seen {self._phase}"
+            )
+        error = watch.result() if watch.done() else None
+        self._hangs += error is not None
+        return error
+
+    async def _watch(self) -> str | None:
+        watch = EngineWatch(
+            self._probe,
+            model=self._model,
+            patience=self._policy.hang,
+            idle_unload_s=self._policy.idle_unload_s,
+            clock=self._clock,
+        )
+        return await watch.until_hung_or_idle()
 
     async def _gets_ready(self, exited: asyncio.Task[int], stopped: asyncio.Task[bool]) -> bool:
         """Whether the engine answers before it ends, is to stop, or its time is up."""
@@ -252,7 +242,8 @@ class Supervisor:
     async def _greet(self) -> None:
         """The engine is ready: say so, and hold the plan against what it reports."""
         self._was_ready = True
-        took_s = self._clock() - self._since
+        took_s = self._start_s = self._clock() - self._since
+        self._waking = False
         self._move(Event.BECAME_READY, "ready")
         _log.info("engine ready after %.1f s: %s serves %s", took_s, self._engine_url, self._model)
         reported = self.reported_kv_tokens = await self._probe.kv_cache_tokens()
@@ -269,32 +260,59 @@ class Supervisor:
             deviation * 100,
         )
 
-    def _conclude(self, exited: asyncio.Task[int], hangs: asyncio.Task[str]) -> None:
-        """Why this life ends: asked to, by itself, for hanging, or for taking too long."""
+    def _conclude(self, error: str | None) -> None:
+        """Say what becomes of the engine: stopped, asleep, or failed."""
         if self._stop.is_set():
             self._move(Event.STOP_ASKED, "stopping")
-            return
-        if exited.done():
-            error = f"the engine exited by itself with code {exited.result()}"
-        elif hangs.done():
-            error = hangs.result()
+        elif error is not None:
+            self._fail(error)
         else:
-            error = (
-                f"the engine was not ready after {self._policy.start_s:g} s "
-                f"(MODEL_SERVER_START_TIMEOUT_S), last seen {self._phase}"
-            )
-        self._fail(error)
+            self._move(Event.SLEEP_ASKED, "giving its memory back")
 
     def _fail(self, error: str) -> None:
         self._last_error = error
+        self._waking = False
         _log.error("%s, while %s", error, self._state)
         self._move(Event.FAILED, "failed")
 
     async def _end(self, running: Running, *, within_s: float) -> None:
+        """End what is left of a life; what that gave back is told where it was the reason."""
+        held, free = None, 0
+        if asleep := self._state is State.SLEEPING:
+            held, free = self._memory.engine_bytes(running.pid), self._memory.free_bytes()
         left = await running.terminate(within_s=within_s, drained=self._drained)
         if left:
             self._last_error = f"{left} processes of the engine could not be killed"
             _log.error(self._last_error)
+        if asleep:
+            unload = Unload(held, await self._freed(held, free))
+            self._unloads, self._last_unload = self._unloads + 1, unload
+            _log.info(
+                "asleep: %s given back; the engine held %s",
+                human(unload.freed_bytes),
+                "an unknown part of it" if held is None else human(held),
+            )
+
+    async def _freed(self, held: int | None, free_before: int) -> int:
+        """Bytes that the device has free beyond `free_before`, once they are what was held."""
+        give_up_at = self._clock() + _MEMORY_BACK_S
+        while (freed := self._memory.free_bytes() - free_before) < _MEMORY_BACK_SHARE * (held or 0):
+            if self._clock() > give_up_at:
+                break
+            await asyncio.sleep(_MEMORY_LOOK_S)
+        return max(0, freed)
+
+    async def _sleep(self) -> None:
+        """Return when somebody asks, or the program is to end."""
+        self._phase = "asleep: its memory is given back; the next question wakes it"
+        woken = asyncio.create_task(self._wake_asked.wait())
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({woken, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        woken.cancel()
+        stopped.cancel()
+        if not self._stop.is_set():
+            self._wakes += 1
+            self._waking = True
 
     async def _pause(self, seconds: float) -> None:
         """Wait before the next start, or until asked to stop."""

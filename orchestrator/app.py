@@ -118,8 +118,8 @@ async def running(parts: Components) -> AsyncIterator[None]:
         engines = (parts.engine, *parts.fallbacks)
         for engine in engines:
             stack.push_async_callback(engine.client.aclose)
-        if parts.control is not None:
-            stack.push_async_callback(parts.control.aclose)
+        if parts.keeper is not None:
+            stack.push_async_callback(parts.keeper.aclose)
         stack.push_async_callback(parts.embedder.aclose)
         stack.push_async_callback(parts.sandbox.aclose)
         await asyncio.gather(parts.embedder.start(), parts.sandbox.start())
@@ -127,6 +127,7 @@ async def running(parts: Components) -> AsyncIterator[None]:
         for engine in engines:
             await engine.monitor.start()
             stack.push_async_callback(engine.monitor.aclose)
+        stack.push_async_callback(parts.wakening.aclose)
         for probe in parts.probes:
             await probe.start()
             stack.push_async_callback(probe.aclose)

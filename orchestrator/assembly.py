@@ -12,18 +12,18 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import httpx2
-
 from orchestrator.concurrency import Threads
 from orchestrator.documents.chunking import Chunker
 from orchestrator.documents.sandbox import ParserSandbox, SandboxLimits
 from orchestrator.domain import Answer
 from orchestrator.errors import EmbedderUnavailable, EngineError, StoreUnavailable
 from orchestrator.generation.engine_client import EngineClient, EngineTimeouts
+from orchestrator.generation.engine_keeper import EngineKeeper
 from orchestrator.generation.engine_metrics import EngineMetrics
 from orchestrator.generation.engine_monitor import EngineMonitor, EngineState
 from orchestrator.generation.engines import Engine
 from orchestrator.generation.tokenizer import EngineTokenizer, EstimatedTokens, TokenCounter
+from orchestrator.generation.wakening import Wakening
 from orchestrator.pipelines.ingestion import IngestionPipeline
 from orchestrator.pipelines.library import Library, UploadLimits
 from orchestrator.pipelines.query import QueryPipeline
@@ -51,7 +51,6 @@ from orchestrator.telemetry.metrics import Metrics
 MAX_THREADS = 16
 SEARCH_THREADS = 4
 MIN_CHUNK_TOKENS = 30
-CONTROL_TIMEOUT_S = 1.0
 PROBE_TEXT = "tide"
 STORE_PROBE_S = 5.0
 """Longest that a look at the store may take that is to prove it well, in seconds."""
@@ -83,7 +82,8 @@ class Components:
     ingestion: IngestionPipeline
     library: Library
     query: QueryPipeline
-    control: httpx2.AsyncClient | None
+    keeper: EngineKeeper | None
+    wakening: Wakening
 
 
 def assemble(settings: Settings) -> Components:
@@ -137,7 +137,14 @@ def assemble(settings: Settings) -> Components:
         threads=threads,
     )
     gate = _gate(settings)
-    engine, *fallbacks = _engines(settings, breakers, gate, metrics)
+    keeper = _keeper(settings)
+    engine, *fallbacks = _engines(settings, breakers, gate, metrics, keeper)
+    wakening = Wakening(
+        monitor=engine.monitor,
+        keeper=keeper,
+        max_waiting=settings.max_queued_requests,
+        check_open=gate.check_open,
+    )
     query = QueryPipeline(
         gate=gate,
         library=library,
@@ -152,6 +159,7 @@ def assemble(settings: Settings) -> Components:
             embed_timeout_s=settings.embed_wait_s,
         ),
         engine=engine,
+        wakening=wakening,
         counter=counter,
         fallbacks=fallbacks,
         fallback_places=Bulkhead(settings.max_fallback_requests),
@@ -181,7 +189,8 @@ def assemble(settings: Settings) -> Components:
         ingestion=ingestion,
         library=library,
         query=query,
-        control=_control(settings),
+        keeper=keeper,
+        wakening=wakening,
     )
 
 
@@ -228,12 +237,10 @@ def _chunker(settings: Settings, tokenizer: EmbedderTokenizer) -> Chunker:
     )
 
 
-def _control(settings: Settings) -> httpx2.AsyncClient | None:
+def _keeper(settings: Settings) -> EngineKeeper | None:
     if settings.control_url is None:
         return None
-    return httpx2.AsyncClient(
-        base_url=settings.control_url, timeout=CONTROL_TIMEOUT_S, trust_env=False
-    )
+    return EngineKeeper(settings.control_url, key=settings.control_key)
 
 
 def _gate(settings: Settings) -> AdmissionGate:
@@ -301,7 +308,11 @@ def _engine_names(settings: Settings) -> list[str]:
 
 
 def _engines(
-    settings: Settings, breakers: dict[str, CircuitBreaker], gate: AdmissionGate, metrics: Metrics
+    settings: Settings,
+    breakers: dict[str, CircuitBreaker],
+    gate: AdmissionGate,
+    metrics: Metrics,
+    keeper: EngineKeeper | None,
 ) -> list[Engine]:
     """The engine behind the gate, then the fallback engines."""
     before = EngineMetrics()
@@ -324,6 +335,7 @@ def _engines(
             wanted=settings.engine_model if first else None,
             on_change=partial(_engine_changed, name, breakers[name]),
             on_metrics=looked if first else None,
+            keeper=keeper if first else None,
         )
         engines.append(Engine(name, client, monitor))
     return engines
@@ -384,8 +396,14 @@ def _log_breaker(name: str, state: str, why: str) -> None:
         logger.info("breaker %s: %s", name, state)
 
 
-def _engine_changed(name: str, breaker: CircuitBreaker, state: EngineState) -> None:
-    if state.model is None:
+def _engine_changed(
+    name: str, breaker: CircuitBreaker, state: EngineState, before: EngineState
+) -> None:
+    if state.asleep or before.asleep:
+        breaker.forget()
+    if state.asleep:
+        logger.info("%s asleep: the next question wakes it", name)
+    elif state.model is None:
         logger.warning("%s lost: %s", name, state.detail)
     else:
         logger.info("%s ready: %s", name, state.model.id)

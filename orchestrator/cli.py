@@ -21,6 +21,12 @@ ControlUrl = Annotated[
         "--control-url", envvar="TIDEGATE_CONTROL_URL", help="Where model_server listens."
     ),
 ]
+ControlKey = Annotated[
+    str,
+    typer.Option(
+        "--control-key", envvar="TIDEGATE_CONTROL_KEY", help="Its MODEL_SERVER_CONTROL_KEY."
+    ),
+]
 Collection = Annotated[
     str, typer.Option(help="Which documents; a new name makes a new collection.")
 ]
@@ -82,14 +88,26 @@ def status(url: Url = DEFAULT_URL) -> None:
 
 
 @cli.command()
-def plan(control_url: ControlUrl = DEFAULT_CONTROL_URL) -> None:
+def plan(control_url: ControlUrl = DEFAULT_CONTROL_URL, control_key: ControlKey = "") -> None:
     """Show how the engine's memory was planned."""
-    with Client(control_url) as client, _told():
+    with Client(control_url, key=control_key) as client, _told():
         found = client.get("/plan")
     table = Table("what", "bytes", "note", title="memory plan")
     for row in found.get("lines", found.get("rows", [])):
         table.add_row(*(escape(str(cell)) for cell in _plan_row(row)))
     Console().print(table)
+
+
+@cli.command()
+def sleep(control_url: ControlUrl = DEFAULT_CONTROL_URL, control_key: ControlKey = "") -> None:
+    """Give the engine's memory back; the next question wakes it."""
+    _order("/sleep", control_url, control_key)
+
+
+@cli.command()
+def wake(control_url: ControlUrl = DEFAULT_CONTROL_URL, control_key: ControlKey = "") -> None:
+    """Start a sleeping engine before somebody asks."""
+    _order("/wake", control_url, control_key)
 
 
 @cli.command()
@@ -132,6 +150,13 @@ def config() -> None:
     from orchestrator.server import config_text  # noqa: PLC0415 - as above
 
     sys.stdout.write(config_text())
+
+
+def _order(path: str, control_url: str, control_key: str) -> None:
+    """Tell model_server to do something, and show where the engine is then."""
+    with Client(control_url, key=control_key) as client, _told():
+        found = client.post(path)
+    Console().print(f"engine {found['state']}: {escape(found['phase'])}", highlight=False)
 
 
 def _bars() -> Progress:

@@ -42,11 +42,13 @@ class Client:
 
     Args:
         base_url: Where it listens.
+        key: Sent as a bearer token, if there is one.
     """
 
-    def __init__(self, base_url: str) -> None:
+    def __init__(self, base_url: str, *, key: str = "") -> None:
         self._http = httpx2.Client(
             base_url=base_url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx2.Timeout(ANSWER_S, connect=CONNECT_S),
             trust_env=False,
         )
@@ -72,6 +74,20 @@ class Client:
         """
         with self._told():
             response = self._http.get(path)
+        payload = response.json()
+        if "error" in payload and isinstance(payload["error"], dict):
+            raise _error(payload)
+        return dict(payload)
+
+    def post(self, path: str) -> dict[str, Any]:
+        """
+        The JSON of an order that takes no arguments.
+
+        Raises:
+            ClientError: If nothing answers, or the answer is an error.
+        """
+        with self._told():
+            response = self._http.post(path, json={})
         payload = response.json()
         if "error" in payload and isinstance(payload["error"], dict):
             raise _error(payload)

@@ -154,7 +154,13 @@ class Settings(BaseSettings):
         description="Context window in tokens, used until the engine reports its own.",
     )
     control_url: str | None = Field(
-        None, description="model_server's control API, for /status; absent with a foreign engine."
+        None,
+        description="model_server's control API, which wakes a sleeping engine and says how it is; "
+        "absent with a foreign engine.",
+    )
+    control_key: str | None = Field(
+        None,
+        description="Sent to model_server as a bearer token: its MODEL_SERVER_CONTROL_KEY.",
     )
     connect_timeout_s: float = Field(
         2, gt=0, description="Longest time to open a connection to the engine, in seconds."

@@ -5,12 +5,11 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-import httpx2
 import psutil
 
 from orchestrator.api.health import Dependency
 from orchestrator.assembly import Components
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import EngineUnavailable, OrchestratorError
 from orchestrator.generation.engines import Engine
 from orchestrator.resilience.circuit_breaker import CircuitBreaker
 
@@ -52,6 +51,8 @@ class StatusPicture:
                 "model": model.id if model else None,
                 "max_model_len": parts.engine.monitor.window_tokens,
                 "exact_token_counts": parts.counter.exact,
+                "asleep": parts.engine.monitor.state.asleep,
+                "waiting_for_wake": parts.wakening.waiting,
                 "model_server": await self._model_server(),
             },
             "embedder": {
@@ -92,7 +93,7 @@ class StatusPicture:
             **state,
             "max_queued": parts.gate.limits.max_queued,
             "wait_target_s": parts.gate.limits.wait_target_s,
-            "engine_metrics_stale": parts.gate.capacity.stale,
+            "engine_metrics_stale": _metrics_missed(parts),
             "kv_cache_tokens": parts.gate.capacity.kv_tokens,
             "forecast": {"median_ratio": ratio, "n": count},
         }
@@ -100,6 +101,8 @@ class StatusPicture:
     def _engine(self, engine: Engine, *, spare: bool = False) -> Dependency:
         """An engine that only stands in for another is never the reason not to be ready."""
         state, breaker = engine.monitor.state, self._parts.breakers[engine.name]
+        if state.asleep:
+            return _asleep(self._parts.wakening.eta_s)
         if state.model is None:
             return Dependency("degraded" if spare else "down", state.detail)
         return _by_breaker(breaker)
@@ -119,13 +122,17 @@ class StatusPicture:
 
     async def _model_server(self) -> dict[str, Any] | None:
         """What model_server says of itself; None with a foreign engine."""
-        if self._parts.control is None:
+        if self._parts.keeper is None:
             return None
         try:
-            state = (await self._parts.control.get("/state")).json()
-        except (httpx2.HTTPError, ValueError) as exc:
-            return {"state": "unknown", "last_error": f"no answer ({type(exc).__name__})"}
-        return dict(state)
+            return await self._parts.keeper.state()
+        except EngineUnavailable as exc:
+            return {"state": "unknown", "last_error": exc.message}
+
+
+def _asleep(eta_s: float | None) -> Dependency:
+    takes = "" if eta_s is None else f", which takes about {eta_s:.0f} s"
+    return Dependency("ok", f"Asleep, its memory given back: the next question wakes it{takes}.")
 
 
 def _by_breaker(breaker: CircuitBreaker) -> Dependency:
@@ -139,6 +146,11 @@ def _by_breaker(breaker: CircuitBreaker) -> Dependency:
         soon = "the next call tries it"
     why = f" ({breaker.last_failure.rstrip('.')})" if breaker.last_failure else ""
     return Dependency("degraded", f"It failed too often of late{why}; {soon}.")
+
+
+def _metrics_missed(parts: Components) -> bool:
+    """Whether the engine ought to say more of itself; one that sleeps says nothing."""
+    return parts.gate.capacity.stale and not parts.engine.monitor.state.asleep
 
 
 def resident_bytes() -> int:
@@ -162,6 +174,16 @@ def export_gauges(parts: Components) -> None:
         lambda: parts.gate.running,
     )
     gauge("tidegate_requests_queued", "Questions that wait.", lambda: parts.gate.queued)
+    gauge(
+        "tidegate_requests_waiting_for_wake",
+        "Questions that wait for a sleeping engine to wake.",
+        lambda: parts.wakening.waiting,
+    )
+    gauge(
+        "tidegate_engine_asleep",
+        "1 while the engine sleeps, or wakes, else 0.",
+        lambda: float(parts.engine.monitor.state.asleep),
+    )
     gauge(
         "tidegate_engine_ready",
         "1 while the engine answers, else 0.",
@@ -190,7 +212,7 @@ def export_gauges(parts: Components) -> None:
     gauge(
         "tidegate_engine_metrics_stale",
         "1 while the engine's metrics are missing, old or standing still, else 0.",
-        lambda: float(parts.gate.capacity.stale),
+        lambda: float(_metrics_missed(parts)),
     )
     gauge(
         "tidegate_brownout",

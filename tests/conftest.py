@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from model_server.devices import import_nvml
 from tests.fake_engine import FakeEngine, serving
+from tests.gpus import why_no_gpu
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -37,7 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine cannot run, and say why."""
     reasons = {
         "shared_data": None if SHARED.is_dir() else "no evaluation data beside the checkout",
-        "gpu": None if Path("/proc/driver/nvidia/version").exists() else "no NVIDIA GPU here",
+        "gpu": why_no_gpu(nvml=import_nvml()),
     }
     for item in items:
         for marker, reason in reasons.items():

@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             access_log=False,
             lifespan="off",
             timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=1,
+            timeout_graceful_shutdown=arguments.shutdown_timeout,
         )
     )
     with (
@@ -121,7 +121,7 @@ def _config(arguments: argparse.Namespace, profile: Profile) -> EngineConfig:
         "max_num_batched_tokens": profile.max_num_batched_tokens,
         "max_model_len": profile.max_model_len,
     }
-    for name in ("port", "host", "profile"):
+    for name in ("port", "host", "profile", "shutdown_timeout"):
         del given[name]
     return EngineConfig(**(defaults | given))
 
@@ -146,6 +146,9 @@ def _parser() -> argparse.ArgumentParser:
         "--seed",
     ):
         parser.add_argument(flag, type=int)
+    parser.add_argument(
+        "--shutdown-timeout", type=int, default=1, help="seconds for running requests to end"
+    )
     parser.add_argument("--time-scale", type=float, help="multiplies every duration")
     return parser
 

@@ -78,8 +78,7 @@ class OpenAIRoutes:
 
     async def models(self) -> dict[str, Any]:
         """List what the engine serves."""
-        self._monitor.require()
-        return {"object": "list", "data": [_model(m.id) for m in self._monitor.state.served]}
+        return {"object": "list", "data": [_model(m.id) for m in self._monitor.listed()]}
 
     async def model(self, model_id: str) -> dict[str, Any]:
         """Describe one model."""
@@ -108,8 +107,7 @@ class OpenAIRoutes:
         )
 
     def _known(self, model_id: str) -> None:
-        self._monitor.require()
-        served = [m.id for m in self._monitor.state.served]
+        served = [m.id for m in self._monitor.listed()]
         if model_id not in served:
             raise ModelNotFound(
                 f"The model {model_id!r} is not served here. Use one of: {', '.join(served)}.",

@@ -122,6 +122,8 @@ def _usage(usage: Any) -> Usage | None:
 
 
 def _finish_reason(reason: Any) -> FinishReason:
+    if reason == "stop_sequence":  # TGI's word for a stop string
+        return "stop"
     if reason not in {"stop", "length"}:
         raise EngineProtocolError(f"The engine gave the answer up (finish_reason {reason!r}).")
     return cast("FinishReason", reason)

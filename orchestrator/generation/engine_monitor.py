@@ -3,13 +3,17 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.errors import EngineError, EngineUnavailable
 from orchestrator.generation.engine_client import EngineClient, EngineModel
+from orchestrator.generation.engine_keeper import EngineKeeper, EngineLife
 from orchestrator.generation.engine_metrics import EngineMetrics, parse
 
 RETRY_AFTER_S = 5.0
+AWAY_POLL_S = 0.25
+KEEPER_SILENT_S = 10.0
+"""Silence of the keeper's after which what it said last counts no longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,25 +23,38 @@ class EngineState:
 
     Attributes:
         model: The one that requests name; None while the engine does not answer.
-        served: Every model that the engine lists.
+        served: Every model that the engine lists, or will once it is awake.
         detail: Why it is not ready, in words.
+        life: What its keeper says of it; None without one, or if that is silent.
     """
 
     model: EngineModel | None
     served: tuple[EngineModel, ...] = ()
     detail: str = "The engine has not answered yet: it may still be loading."
+    life: EngineLife | None = None
+
+    @property
+    def asleep(self) -> bool:
+        """Whether it was ended because nobody asked, or is on its way back from there."""
+        return self.model is None and self.life is not None and self.life.asleep
+
+    @property
+    def under_pressure(self) -> bool:
+        """Whether its keeper says that memory is getting short."""
+        return self.life is not None and self.life.pressure
 
 
 class EngineMonitor:
     """
-    Looks at the engine every `poll_s` seconds.
+    Looks at the engine every `poll_s` seconds, and more often while it is away.
 
     Args:
         wanted: Model to ask for; None takes the first one listed.
         default_window_tokens: Used when the engine does not state its window.
-        on_change: Called with the new state whenever readiness changes.
+        on_change: Called with the new state, and the one before, when it comes, goes, or sleeps.
         on_metrics: Called after each look with the engine's metrics, or with None if it gave none;
             without it they are not asked for.
+        keeper: Who started it and can say why it does not answer.
     """
 
     def __init__(
@@ -47,8 +64,9 @@ class EngineMonitor:
         poll_s: float,
         default_window_tokens: int,
         wanted: str | None = None,
-        on_change: Callable[[EngineState], None] = lambda _: None,
+        on_change: Callable[[EngineState, EngineState], None] = lambda _now, _before: None,
         on_metrics: Callable[[EngineMetrics | None], None] | None = None,
+        keeper: EngineKeeper | None = None,
     ) -> None:
         self._client = client
         self._poll_s = poll_s
@@ -56,6 +74,8 @@ class EngineMonitor:
         self._wanted = wanted
         self._on_change = on_change
         self._on_metrics = on_metrics
+        self._keeper = keeper
+        self._heard_at_s = -KEEPER_SILENT_S
         self._task: asyncio.Task[None] | None = None
         self.state = EngineState(model=None)
 
@@ -73,16 +93,31 @@ class EngineMonitor:
 
     async def refresh(self) -> EngineState:
         """The state, looked at now."""
+        state, life = await asyncio.gather(self._look(), self._ask_keeper())
+        state = replace(state, life=life)
+        if state.asleep and life is not None and life.model:
+            state = replace(state, served=(EngineModel(life.model, None),))
+        before, self.state = self.state, state
+        if (state.model is None, state.asleep) != (before.model is None, before.asleep):
+            self._on_change(state, before)
+        return state
+
+    async def _look(self) -> EngineState:
         try:
             served = tuple(await self._client.pages.models())
-            state = EngineState(self._choose(served), served, detail="")
+            return EngineState(self._choose(served), served, detail="")
         except EngineError as exc:
-            state = EngineState(model=None, detail=exc.message)
-        changed = (state.model is None) != (self.state.model is None)
-        self.state = state
-        if changed:
-            self._on_change(state)
-        return state
+            return EngineState(model=None, detail=exc.message)
+
+    async def _ask_keeper(self) -> EngineLife | None:
+        """What the keeper says, or has said of late: an engine that starts leaves it little time."""
+        if self._keeper is None:
+            return None
+        now_s = asyncio.get_running_loop().time()
+        if (life := await self._keeper.life()) is not None:
+            self._heard_at_s = now_s
+            return life
+        return self.state.life if now_s - self._heard_at_s < KEEPER_SILENT_S else None
 
     @property
     def window_tokens(self) -> int:
@@ -104,6 +139,17 @@ class EngineMonitor:
             )
         return self.state.model
 
+    def listed(self) -> tuple[EngineModel, ...]:
+        """
+        The models that can be asked for; a sleeping engine's too.
+
+        Raises:
+            EngineUnavailable: If the engine did not answer the last look.
+        """
+        if not self.state.asleep:
+            self.require()
+        return self.state.served
+
     def _choose(self, served: tuple[EngineModel, ...]) -> EngineModel:
         named = [m for m in served if self._wanted in {None, m.id}]
         if not named:
@@ -115,8 +161,21 @@ class EngineMonitor:
 
     async def _watch(self) -> None:
         while True:
-            await asyncio.sleep(self._poll_s)
+            await self._pause()
             await asyncio.gather(self.refresh(), self._scrape())
+
+    async def _pause(self) -> None:
+        """
+        The time between two looks.
+
+        An engine that is away is looked for meanwhile: every moment that it is back unseen is lost.
+        """
+        clock = asyncio.get_running_loop().time
+        over_s = clock() + self._poll_s
+        while self.state.model is None and over_s - clock() > AWAY_POLL_S:
+            await asyncio.sleep(AWAY_POLL_S)
+            await self.refresh()
+        await asyncio.sleep(max(0.0, over_s - clock()))
 
     async def _scrape(self) -> None:
         """A dead or slow /metrics is told as None, and does not hold up the other look."""

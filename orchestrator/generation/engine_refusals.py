@@ -2,7 +2,8 @@
 What an engine means that says no: a status and a body, or an error told inside a 200, as our errors.
 
 Being full is no fault: vLLM's own admission answers 503 with the phrase of that status as the
-error's type, TGI answers 429. Everything else that looks the same is an engine that is not there.
+error's type, TGI answers 429, or tells of it inside a 200 once a stream was asked for. Everything else
+that looks the same is an engine that is not there.
 """
 
 import json
@@ -30,6 +31,13 @@ MAX_RETRY_AFTER_S = 60.0
 
 _FULL_TYPE = HTTPStatus.SERVICE_UNAVAILABLE.phrase
 _FULL = re.compile(r"queue|busy|backlog|overload|capacity", re.IGNORECASE)
+_TGI_FULL = "Model is overloaded"
+"""
+All that tells: TGI 3 gives every error of a stream the code 422, TGI 2 none.
+
+Source:
+    text-generation-inference, `router/src/infer/mod.rs`, `InferError`.
+"""
 
 
 def refusal(name: str, status: int, headers: Mapping[str, str], text: str) -> EngineError:
@@ -63,7 +71,7 @@ def told_in_stream(error: Any) -> EngineError:
     """The error that stands in an event of a 200; vLLM's carries the status it came too late for."""
     message = _message(error)
     code = error.get("code") if isinstance(error, dict) else None
-    if isinstance(code, int) and _is_full(code, error):
+    if message == _TGI_FULL or (isinstance(code, int) and _is_full(code, error)):
         return EngineOverloaded(f"The engine refused: {message}. Try again later.")
     return EngineProtocolError(f"The engine failed mid-answer: {message}. Ask again in a moment.")
 

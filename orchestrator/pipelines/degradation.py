@@ -37,14 +37,17 @@ BY_WORDS_ONLY = Degraded(
 )
 
 
-def reduced(question: Question) -> tuple[Question, Degraded | None]:
+MANY_ASK, MEMORY_SHORT = "Many are asking", "The engine's memory is getting short"
+
+
+def reduced(question: Question, why: str) -> tuple[Question, Degraded | None]:
     """L1: half the passages and half the answer, and what that is called; None if nothing is left out."""
     top_k = min(question.top_k, max(MIN_TOP_K, question.top_k // 2))
     max_tokens = min(question.max_tokens, max(MIN_TOKENS, question.max_tokens // 2))
     if (top_k, max_tokens) == (question.top_k, question.max_tokens):
         return question, None
     reason = (
-        f"Many are asking: at most {top_k} passages instead of {question.top_k} and "
+        f"{why}: at most {top_k} passages instead of {question.top_k} and "
         f"{max_tokens} tokens instead of {question.max_tokens}."
     )
     return replace(question, top_k=top_k, max_tokens=max_tokens), Degraded("L1", reason)

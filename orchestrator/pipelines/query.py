@@ -15,16 +15,25 @@ from orchestrator.domain import (
     Token,
     Usage,
 )
-from orchestrator.errors import OrchestratorError, Overloaded
+from orchestrator.errors import (
+    CircuitOpen,
+    EngineProtocolError,
+    EngineUnavailable,
+    OrchestratorError,
+    Overloaded,
+)
 from orchestrator.generation.engine_client import EngineRequest
 from orchestrator.generation.engines import Engine
 from orchestrator.generation.prompt import NOTHING_RELEVANT
 from orchestrator.generation.prompt_lengths import PromptLengths
 from orchestrator.generation.token_budget import FittedPrompt, fit
 from orchestrator.generation.tokenizer import TokenCounter
+from orchestrator.generation.wakening import Wakening
 from orchestrator.pipelines.degradation import (
     BY_WORDS_ONLY,
     ELSEWHERE,
+    MANY_ASK,
+    MEMORY_SHORT,
     elsewhere,
     extract,
     passages_only,
@@ -38,6 +47,8 @@ from orchestrator.resilience.deadline import Deadline
 from orchestrator.retrieval.retriever import Retrieved, Retriever
 
 BUSY_RETRY_AFTER_S = 1.0
+MAX_WAKES = 3
+"""An engine that is put to sleep that often while one question asks it is a fault."""
 
 
 class QueryPipeline:
@@ -46,6 +57,7 @@ class QueryPipeline:
 
     Args:
         engine: The one behind the gate.
+        wakening: Where questions wait if it sleeps.
         fallbacks: Those that stand in for it, in this order.
         fallback_places: Requests that may be with the fallback engines at once.
         passages_places: Requests that may be answered by passages alone at once.
@@ -59,6 +71,7 @@ class QueryPipeline:
         library: Library,
         retriever: Retriever,
         engine: Engine,
+        wakening: Wakening,
         counter: TokenCounter,
         fallbacks: Sequence[Engine] = (),
         fallback_places: Bulkhead | None = None,
@@ -70,6 +83,7 @@ class QueryPipeline:
         self._library = library
         self._retriever = retriever
         self._engine = engine
+        self._wakening = wakening
         self._counter = counter
         self._fallbacks = tuple(fallbacks)
         self._fallback_places = fallback_places or Bulkhead(8)
@@ -104,30 +118,49 @@ class QueryPipeline:
             OrchestratorError: The kind tells what went wrong, and where.
         """
         watch = Stopwatch(self._clock)
-        shown = False
-        try:
-            async with aclosing(self._through_the_gate(question, deadline, watch)) as events:
-                async for event in events:
-                    shown = shown or isinstance(event, Sources | Token | Answer)
-                    yield self._noted(event)
-            return
-        except ELSEWHERE as exc:
-            if shown or not question.degrade:
-                raise
-            cause: OrchestratorError = exc
+        shown, wakes = False, 0
+        while True:
+            unloads = self._wakening.unloads
+            try:
+                async with aclosing(self._through_the_gate(question, deadline, watch)) as events:
+                    async for event in events:
+                        shown = shown or isinstance(event, Sources | Token | Answer)
+                        yield self._noted(event)
+                return
+            except ELSEWHERE as exc:
+                if shown:
+                    raise
+                # It may have been ended for idleness while this question was on its way to it.
+                if wakes < MAX_WAKES and await self._lost_to_sleep(exc, unloads):
+                    wakes += 1
+                    continue
+                if not question.degrade:
+                    raise
+                cause: OrchestratorError = exc
+                break
         deadline.check()
         async with aclosing(self._without_the_engine(question, deadline, watch, cause)) as events:
             async for event in events:
                 yield self._noted(event)
 
+    async def _lost_to_sleep(self, exc: OrchestratorError, unloads: int) -> bool:
+        """Whether a question failed only because the engine was put to sleep meanwhile."""
+        # No answer, or too many of those: what an engine that was just ended looks like.
+        looks_like_it = isinstance(exc, EngineUnavailable | EngineProtocolError | CircuitOpen)
+        return looks_like_it and await self._wakening.slept_since(unloads)
+
     async def _through_the_gate(
         self, question: Question, deadline: Deadline, watch: Stopwatch
     ) -> AsyncGenerator[AnswerEvent, None]:
-        """L0 and L1: a reservation first, then retrieval, then the engine."""
+        """L0 and L1: an engine that is awake, a reservation, then retrieval, then the engine."""
+        async for notice in self._wakening.wait(deadline):
+            yield notice
         self._engine.monitor.require()
         degraded = None
         if question.degrade and self._gate.brownout:
-            question, degraded = reduced(question)
+            question, degraded = reduced(question, MANY_ASK)
+        elif question.degrade and self._engine.monitor.state.under_pressure:
+            question, degraded = reduced(question, MEMORY_SHORT)
         window = self._engine.monitor.window_tokens
         demand = self._gate.demand(
             question.route,

@@ -88,6 +88,19 @@ class AdmissionGate:
         for ticket in self._ledger.queue:
             ticket.wake()
 
+    def check_open(self) -> None:
+        """
+        Do nothing while requests are let in.
+
+        Raises:
+            NotReady: If the gate is draining.
+        """
+        if self._draining:
+            raise NotReady(
+                "The service is shutting down. Ask again in a moment.",
+                retry_after_s=DRAIN_RETRY_AFTER_S,
+            )
+
     def enter(
         self, demand: Demand, deadline: Deadline, caller: Caller, *, route: str = "ask"
     ) -> Ticket:
@@ -98,7 +111,7 @@ class AdmissionGate:
             Overloaded: If it would wait too long, or the queue has no place.
             NotReady: If the gate is draining.
         """
-        self._check_open()
+        self.check_open()
         now_s, remaining_s = self._clock(), deadline.remaining_s()
         ticket = Ticket(demand, caller, route, arrived_s=now_s, deadline_s=now_s + remaining_s)
         decision = self._ledger.enter(ticket, remaining_s=remaining_s, now_s=now_s)
@@ -157,7 +170,7 @@ class AdmissionGate:
             DeadlineExceeded: If the time that is left cannot suffice any more.
             NotReady: If the gate is draining.
         """
-        self._check_open()
+        self.check_open()
         if ticket.displaced:
             raise self._displaced()
         if deadline.remaining_s() <= self._ledger.service_s:
@@ -184,13 +197,6 @@ class AdmissionGate:
             yield ticket
         finally:
             self.leave(ticket)
-
-    def _check_open(self) -> None:
-        if self._draining:
-            raise NotReady(
-                "The service is shutting down. Ask again in a moment.",
-                retry_after_s=DRAIN_RETRY_AFTER_S,
-            )
 
     def _refusal(self, decision: Decision, remaining_s: float) -> Overloaded:
         base_s = decision.retry_after_s or policy.MIN_RETRY_AFTER_S

@@ -219,6 +219,18 @@ class CircuitBreaker:
         if self._state == "open":
             self._open_until_s = min(self._open_until_s, self._clock())
 
+    def forget(self) -> None:
+        """
+        The dependency was ended on purpose, or begins anew: what failed before says nothing of it.
+
+        Calls that are still out belong to what was before, and are not counted.
+        """
+        was = self._state
+        self._begin_era()
+        self._open_s = self._policy.open_s
+        if was != "closed":
+            self._change("closed")
+
     @asynccontextmanager
     async def guard(
         self, failures: tuple[type[BaseException], ...], *, slow_s: float | None = None

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from model_server.alternatives import FOUR_BIT, quantized
 from model_server.errors import DoesNotFit
 from model_server.planner import Goals, make_plan
-from tests.unit.model_server.making import GIB, PUBLIC_SHAPES, make_gpu, make_shape
-
-CARDS = (8, 24, 80)
+from tests.public_models import CARDS_GB, PUBLIC_MODELS, card
+from tests.unit.model_server.making import GIB, make_gpu, make_shape
 
 
 def refusal(device, shape, goals):
@@ -26,12 +25,12 @@ def offered(message, pattern):
     return None if found is None else found[1]
 
 
-@pytest.mark.parametrize("gigabytes", CARDS)
-@pytest.mark.parametrize("name", PUBLIC_SHAPES)
+@pytest.mark.parametrize("gigabytes", CARDS_GB)
+@pytest.mark.parametrize("name", PUBLIC_MODELS)
 def test_public_models_fit_under_the_budget_or_are_told_what_would(name, gigabytes):
     """From half a billion parameters to 72, on small, middling and large cards."""
-    device = make_gpu(gigabytes * GIB - GIB // 2, gigabytes * GIB)
-    shape = PUBLIC_SHAPES[name]
+    device = card(gigabytes)
+    shape = PUBLIC_MODELS[name]
     goals = Goals(max_model_len=min(shape.max_position, 8192))
     message = ""
     try:
@@ -58,10 +57,10 @@ def test_public_models_fit_under_the_budget_or_are_told_what_would(name, gigabyt
 )
 def test_what_fits_is_what_people_run(name, gigabytes, fits):
     """Neither so careful that nothing fits, nor so bold that everything does."""
-    device = make_gpu(gigabytes * GIB - GIB // 2, gigabytes * GIB)
+    device = card(gigabytes)
     goals = Goals(max_model_len=2048)
     try:
-        make_plan(device=device, shape=PUBLIC_SHAPES[name], goals=goals)
+        make_plan(device=device, shape=PUBLIC_MODELS[name], goals=goals)
     except DoesNotFit:
         assert not fits
     else:
@@ -112,14 +111,14 @@ def test_whatever_is_offered_fits_and_one_step_more_does_not(weights_gib, layers
 
 def test_a_quantized_model_is_as_large_as_those_that_people_download():
     """Within 5 % of the published size of a 72-billion model at four bits."""
-    whole = replace(PUBLIC_SHAPES["Qwen2.5-72B-AWQ"], weight_bytes=145_400_000_000)
+    whole = replace(PUBLIC_MODELS["Qwen2.5-72B-AWQ"], weight_bytes=145_400_000_000)
     less = quantized(replace(whole, quantization=None), FOUR_BIT)
     assert less.weight_bytes == pytest.approx(41_600_000_000, rel=0.05)
 
 
 def test_a_quantized_model_is_not_told_to_be_quantized():
     """What is at four bits already has nothing to gain there."""
-    shape = PUBLIC_SHAPES["Qwen2.5-72B-AWQ"]
+    shape = PUBLIC_MODELS["Qwen2.5-72B-AWQ"]
     message = refusal(make_gpu(23 * GIB, 24 * GIB), shape, Goals(max_model_len=2048))
     assert "checkpoint" not in message
     assert "a smaller model, of at most" in message

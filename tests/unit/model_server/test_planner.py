@@ -7,12 +7,16 @@ from hypothesis import strategies as st
 from model_server.errors import ConfigurationError, DoesNotFit
 from model_server.memory import GIB, MIB, kv_bytes_per_token, whole_blocks
 from model_server.planner import Goals, block_tokens, make_plan
+from tests.public_models import PUBLIC_MODELS, taken_bytes
 from tests.unit.model_server.making import make_cpu, make_gpu, make_shape
 
-devices = st.one_of(
-    st.integers(4 * GIB, 64 * GIB).map(make_cpu),
-    st.integers(4 * GIB, 80 * GIB).map(lambda free: make_gpu(free, 80 * GIB)),
+# From a small desktop's card to a large server's, empty or mostly taken by others.
+cards = st.builds(
+    lambda total, free_share: make_gpu(int(total * free_share), total),
+    st.integers(4 * GIB, 144 * GIB),
+    st.floats(0.2, 1.0),
 )
+devices = st.one_of(st.integers(4 * GIB, 64 * GIB).map(make_cpu), cards)
 goals = st.builds(
     Goals,
     max_model_len=st.none() | st.integers(16, 8192),
@@ -26,10 +30,14 @@ goals = st.builds(
 shapes = st.builds(
     make_shape,
     num_layers=st.integers(1, 80),
+    hidden_size=st.integers(256, 8192),
+    intermediate_size=st.integers(512, 32_768),
     num_kv_heads=st.sampled_from([1, 3, 9]),
     head_dim=st.sampled_from([64, 128]),
-    weight_bytes=st.integers(1 * MIB, 8 * GIB),
-)
+    vocab_size=st.integers(1_000, 260_000),
+    weight_bytes=st.integers(1 * MIB, 60 * GIB),
+    quantization=st.sampled_from([None, "awq"]),
+) | st.sampled_from(list(PUBLIC_MODELS.values()))
 
 
 @given(device=devices, shape=shapes, goals=goals)
@@ -39,10 +47,13 @@ def test_a_plan_is_never_over_budget_and_holds_one_full_sequence(device, shape, 
         plan = make_plan(device=device, shape=shape, goals=goals)
     except DoesNotFit:
         return
-    assert plan.total_bytes <= device.free_bytes - plan.sums.reserve
-    assert plan.total_bytes <= (goals.memory_limit_bytes or plan.total_bytes)
+    taken = taken_bytes(plan)
+    assert plan.total_bytes == taken, "a part is missing from the planner's sum, or there twice"
+    assert plan.sums.runtime >= GIB, "vLLM's own processes were forgotten"
+    assert taken <= device.free_bytes - plan.sums.reserve
+    assert taken <= (goals.memory_limit_bytes or taken)
     if device.kind == "cuda":
-        assert plan.total_bytes <= device.total_bytes * goals.gpu_memory_utilization
+        assert taken <= device.total_bytes * goals.gpu_memory_utilization
         assert plan.gpu_memory_utilization * device.total_bytes <= device.free_bytes
     assert plan.kv_tokens >= plan.max_model_len
     assert plan.kv_tokens % block_tokens(device) == 0

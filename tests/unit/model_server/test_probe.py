@@ -81,7 +81,7 @@ async def test_the_pulse_is_what_the_engine_got_done(status, text, pulse):
         assert await engine.pulse() == pulse
 
 
-@pytest.mark.parametrize(("status", "answered"), [(200, True), (503, False), (404, False)])
+@pytest.mark.parametrize(("status", "answered"), [(200, True), (503, False), (400, False)])
 async def test_a_canary_asks_for_one_token_and_takes_only_that_for_an_answer(status, answered):
     """A refusal says nothing of whether the engine works."""
     asked = []
@@ -93,6 +93,29 @@ async def test_a_canary_asks_for_one_token_and_takes_only_that_for_an_answer(sta
     async with probe(answer) as engine:
         assert await engine.canary("m") is answered
     assert asked == [("/v1/completions", 1)]
+
+
+async def test_an_engine_without_plain_completions_is_asked_by_chat():
+    """404 is no refusal but another wire: the canary goes there."""
+    asked = []
+
+    def answer(request):
+        asked.append(request.url.path)
+        return httpx2.Response(404 if request.url.path == "/v1/completions" else 200)
+
+    async with probe(answer) as engine:
+        assert await engine.canary("m") is True
+    assert asked == ["/v1/completions", "/v1/chat/completions"]
+
+
+async def test_tgis_page_has_a_pulse_too():
+    """Its own series: what it has got done, whether it is busy, how many requests it ended."""
+    page = (
+        'tgi_batch_inference_count{method="decode"} 40\ntgi_batch_inference_count{method="prefill"} 2\n'
+        "tgi_queue_size 0\ntgi_batch_current_size 1\ntgi_request_success 5\n"
+    )
+    async with probe(lambda _: httpx2.Response(200, text=page)) as engine:
+        assert await engine.pulse() == Pulse(42.0, busy=True, finished=5.0)
 
 
 async def test_an_engine_that_is_not_there_has_neither():

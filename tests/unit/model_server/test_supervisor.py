@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from model_server.errors import CheckpointError, DoesNotFit, EngineDidNotStart, PortInUse
 from model_server.hang_detector import Patience, Pulse
-from model_server.lifecycle import Event, Policy, State, transition
+from model_server.lifecycle import Event, Policy, State, Unload, transition
 from model_server.supervisor import Supervisor
 
 
@@ -62,6 +62,7 @@ class FakeProbe:
         self.ready = ready
         self.tokens = tokens
         self.hung = False
+        self.rests = False
         self.steps = itertools.count()
         self.canaries = []
 
@@ -72,7 +73,9 @@ class FakeProbe:
         return self.tokens
 
     async def pulse(self):
-        return None if self.hung else Pulse(next(self.steps), busy=True)
+        if self.hung:
+            return None
+        return Pulse(next(self.steps), busy=not self.rests, finished=7)
 
     async def canary(self, model):
         self.canaries.append(model)
@@ -98,6 +101,19 @@ class FakeRemedies:
         return answer
 
 
+class FakeMemory:
+    """An engine of 100 bytes; freeing it takes a look or two."""
+
+    def __init__(self):
+        self.free = [0, 40, 97]
+
+    def free_bytes(self):
+        return self.free.pop(0) if len(self.free) > 1 else self.free[0]
+
+    def engine_bytes(self, pid):
+        return 100
+
+
 class Stage:
     """A supervisor over fakes: which engines it started, and what it says of them."""
 
@@ -112,6 +128,7 @@ class Stage:
             launch=self._launch,
             probe=self.probe,
             remedies=self.remedies,
+            memory=FakeMemory(),
             require_port=require_port,
             policy=policy or Policy(poll_s=0.001, first_pause_s=0.001, start_s=5),
             model="m",
@@ -149,6 +166,16 @@ def test_the_ordinary_life():
     ]:
         state = transition(state, event)
         assert state is after
+
+
+def test_sleep_comes_from_ready_and_ends_in_a_start():
+    """Only a ready engine is put to sleep; from there it starts, or stops for good."""
+    assert transition(State.READY, Event.SLEEP_ASKED) is State.SLEEPING
+    assert transition(State.SLEEPING, Event.LAUNCHED) is State.STARTING
+    assert transition(State.SLEEPING, Event.STOP_ASKED) is State.STOPPING
+    for state in set(State) - {State.READY}:
+        with pytest.raises(ValueError, match="cannot happen"):
+            transition(state, Event.SLEEP_ASKED)
 
 
 def test_a_failure_is_followed_by_another_start():
@@ -337,6 +364,7 @@ async def test_an_engine_that_hangs_is_killed_at_once_and_replaced():
     await stage.until(lambda: len(stage.engines) == 2)
     stage.probe.hung = False
     assert "the engine hangs" in stage.supervisor.status().last_error
+    assert stage.supervisor.status().hangs == 1
     assert stage.probe.canaries == ["m"]
     assert stage.engines[0].within_s == 0
     await stage.state(State.READY)
@@ -414,3 +442,94 @@ async def test_cancelling_ends_the_engine_too():
     with pytest.raises(asyncio.CancelledError):
         await run
     assert stage.engines[0].terminated == 1
+
+
+async def test_an_engine_that_nobody_asks_sleeps_until_it_is_woken(monkeypatch):
+    """It is ended politely, counts as no failure, and is started once however often it is woken."""
+    monkeypatch.setattr("model_server.supervisor._MEMORY_LOOK_S", 0.001)
+    policy = Policy(
+        poll_s=0.001, idle_unload_s=0.02, hang=Patience(hang_s=60, look_s=0.001), stop_s=7
+    )
+    stage = Stage(policy=policy)
+    stage.probe.rests = True
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.until(lambda: stage.supervisor.status().unloads == 1)
+    stage.probe.rests = False
+    status = stage.supervisor.status()
+    assert (status.state, status.restarts, status.last_error) == (State.SLEEPING, 0, None)
+    assert status.last_unload == Unload(engine_bytes=100, freed_bytes=97)
+    assert status.pid is None
+    assert stage.engines[0].within_s == 7
+    assert stage.remedies.shown == []
+    await asyncio.sleep(0.05)
+    assert len(stage.engines) == 1
+    for _ in range(50):
+        stage.supervisor.request_wake()
+    await stage.state(State.READY)
+    stage.supervisor.request_wake()
+    await asyncio.sleep(0.01)
+    status = stage.supervisor.status()
+    assert (len(stage.engines), status.wakes, status.restarts, status.waking) == (2, 1, 0, False)
+    stage.supervisor.request_stop()
+    await run
+
+
+async def test_a_wake_that_is_under_way_says_so_and_how_long_it_takes():
+    """While it starts because somebody asked, it is waking; when that start fails, it is not."""
+    stage = Stage(policy=Policy(poll_s=0.001, first_pause_s=60))
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.state(State.READY)
+    assert stage.supervisor.status().start_s == 0.0
+    assert stage.supervisor.request_sleep()
+    await stage.state(State.SLEEPING)
+    assert not stage.supervisor.request_sleep()
+    stage.probe.ready = False
+    stage.supervisor.request_wake()
+    await stage.state(State.STARTING)
+    assert stage.supervisor.status().waking
+    stage.engines[1].exit(1)
+    await stage.state(State.FAILED)
+    assert not stage.supervisor.status().waking
+    stage.supervisor.request_stop()
+    await run
+
+
+async def test_waking_while_it_falls_asleep_is_not_lost():
+    """A question that comes while the engine is being ended starts it again."""
+    stage = Stage()
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.state(State.READY)
+    stage.engines[0].waits_to_drain = True
+    stage.supervisor.request_sleep()
+    await stage.state(State.SLEEPING)
+    stage.supervisor.request_wake()
+    stage.hear("drained")
+    await stage.until(lambda: len(stage.engines) == 2)
+    await stage.state(State.READY)
+    stage.supervisor.request_stop()
+    await run
+
+
+async def test_a_sleeping_engine_stops_at_once():
+    """Asked to stop while it sleeps, the program ends; nothing is started for that."""
+    stage = Stage()
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.state(State.READY)
+    stage.supervisor.request_sleep()
+    await stage.until(lambda: stage.supervisor.status().phase.startswith("asleep"))
+    stage.supervisor.request_stop()
+    await asyncio.wait_for(run, 5)
+    assert len(stage.engines) == 1
+    assert stage.supervisor.status().state is State.STOPPED
+
+
+async def test_an_engine_sleeps_only_if_so_wished():
+    """Without idle_unload_s an engine that nobody asks runs on."""
+    stage = Stage(policy=Policy(poll_s=0.001, hang=Patience(hang_s=60, look_s=0.001)))
+    stage.probe.rests = True
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.state(State.READY)
+    await asyncio.sleep(0.1)
+    assert stage.supervisor.status().unloads == 0
+    stage.supervisor.request_stop()
+    await run

@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.errors import EngineProtocolError, EngineUnavailable
 from orchestrator.generation.engine_client import EngineModel
+from orchestrator.generation.engine_keeper import EngineLife
 from orchestrator.generation.engine_monitor import EngineMonitor
 
 
@@ -60,7 +61,7 @@ async def test_is_down_in_words(answer):
 async def test_notices_when_it_goes_and_comes():
     """The background watch reports each change once."""
     seen = []
-    watch, client = monitor([EngineModel("a", 1)], on_change=lambda s: seen.append(s.model))
+    watch, client = monitor([EngineModel("a", 1)], on_change=lambda s, _: seen.append(s.model))
     await watch.start()
     client.answer = EngineUnavailable("gone")
     await asyncio.sleep(0.05)
@@ -68,3 +69,63 @@ async def test_notices_when_it_goes_and_comes():
     await asyncio.sleep(0.05)
     await watch.aclose()
     assert [model is not None for model in seen] == [True, False, True]
+
+
+async def test_an_engine_that_is_away_is_looked_for_more_often():
+    """It is back long before the next ordinary look would come."""
+    client = FakeClient(EngineUnavailable("refused"))
+    watch = EngineMonitor(client=client, poll_s=60, default_window_tokens=4096)
+    await watch.start()
+    client.answer = [EngineModel("a", 1)]
+    await asyncio.sleep(0.5)
+    assert watch.state.model is not None
+    client.answer = EngineUnavailable("gone")
+    await asyncio.sleep(0.5)
+    assert watch.state.model is not None, "one that answers is looked at as often as was asked for"
+    await watch.aclose()
+
+
+class FakeKeeper:
+    """Says what the test puts in."""
+
+    def __init__(self, life) -> None:
+        self.said = life
+
+    async def life(self):
+        return self.said
+
+
+async def test_a_sleeping_engine_is_listed_and_not_ready():
+    """Its model can be asked for by name; nobody is let through to it."""
+    keeper = FakeKeeper(EngineLife(asleep=True, eta_s=30.0, model="m"))
+    watch, client = monitor(EngineUnavailable("refused"), keeper=keeper)
+    state = await watch.refresh()
+    assert state.asleep
+    assert [m.id for m in watch.listed()] == ["m"]
+    with pytest.raises(EngineUnavailable):
+        watch.require()
+    client.answer, keeper.said = [EngineModel("m", 1)], EngineLife()
+    assert not (await watch.refresh()).asleep
+    keeper.said, client.answer = EngineLife(), EngineUnavailable("killed")
+    assert not (await watch.refresh()).asleep
+    with pytest.raises(EngineUnavailable):
+        watch.listed()
+
+
+async def test_an_engine_that_answers_does_not_sleep():
+    """What the keeper says of sleep counts only while the engine is away."""
+    keeper = FakeKeeper(EngineLife(asleep=True))
+    watch, _ = monitor([EngineModel("m", 1)], keeper=keeper)
+    assert not (await watch.refresh()).asleep
+    assert watch.require().id == "m"
+
+
+async def test_a_keeper_that_is_silent_for_a_moment_is_still_believed(monkeypatch):
+    """One look without an answer changes nothing; ten seconds of them do."""
+    keeper = FakeKeeper(EngineLife(asleep=True))
+    watch, _ = monitor(EngineUnavailable("refused"), keeper=keeper)
+    await watch.refresh()
+    keeper.said = None
+    assert (await watch.refresh()).asleep
+    monkeypatch.setattr("orchestrator.generation.engine_monitor.KEEPER_SILENT_S", 0.0)
+    assert not (await watch.refresh()).asleep

@@ -76,6 +76,9 @@ def test_the_engine_is_called_by_its_name():
     ("error", "kind"),
     [
         (BUSY, EngineOverloaded),
+        ({"message": "Model is overloaded", "http_status_code": 422}, EngineOverloaded),
+        ("Model is overloaded", EngineOverloaded),
+        ({"message": "Input validation error: …", "http_status_code": 422}, EngineProtocolError),
         ({"message": "EngineCore died", "code": 500}, EngineProtocolError),
         (TRY_AGAIN, EngineProtocolError),
         ("died", EngineProtocolError),

@@ -17,7 +17,7 @@ QUESTION = Question("Why?", "default", top_k=8, max_tokens=512)
 )
 def test_less_is_half_but_never_nothing(top_k, max_tokens, expected):
     """Half of each, not below two passages and 64 tokens, and never more than was asked for."""
-    less, degraded = reduced(replace(QUESTION, top_k=top_k, max_tokens=max_tokens))
+    less, degraded = reduced(replace(QUESTION, top_k=top_k, max_tokens=max_tokens), "Why")
     assert (less.top_k, less.max_tokens) == expected
     assert (degraded is None) == (expected == (top_k, max_tokens))
 

@@ -28,6 +28,8 @@ from orchestrator.errors import (
     Overloaded,
 )
 from orchestrator.generation.engine_client import EngineModel
+from orchestrator.generation.engine_keeper import EngineLife
+from orchestrator.generation.engine_monitor import EngineState
 from orchestrator.generation.engines import Engine
 from orchestrator.generation.tokenizer import EstimatedTokens
 from orchestrator.pipelines.query import QueryPipeline
@@ -90,11 +92,34 @@ class FakeMonitor:
 
     def __init__(self) -> None:
         self.down = False
+        self.state = EngineState(EngineModel("m", 4096))
 
     def require(self):
         if self.down:
             raise EngineUnavailable("The engine is loading.", retry_after_s=5)
         return EngineModel("m", 4096)
+
+
+class FakeWakening:
+    """A notice while the engine is asleep, which ends with the first question that waits."""
+
+    def __init__(self) -> None:
+        self.asleep = False
+        self.falls_asleep = False
+        self.always = False
+        self.waited = 0
+
+    async def wait(self, deadline):
+        if self.asleep:
+            self.waited += 1
+            yield Queued(1, 20.0)
+            self.asleep = False
+
+    unloads = 0
+
+    async def slept_since(self, unloads):
+        self.asleep, self.falls_asleep = self.falls_asleep or self.always, False
+        return self.asleep
 
 
 class Setting:
@@ -111,6 +136,7 @@ class Setting:
         )
         self.retriever = FakeRetriever()
         self.client, self.monitor = FakeEngineClient(), FakeMonitor()
+        self.wakening = FakeWakening()
         self.spare, self.spare_monitor = FakeEngineClient(), FakeMonitor()
         spare = Engine("fallback-1", self.spare, self.spare_monitor)
         self.answers: list[Answer] = []
@@ -119,6 +145,7 @@ class Setting:
             library=FakeLibrary(),
             retriever=self.retriever,
             engine=Engine("engine", self.client, self.monitor),
+            wakening=self.wakening,
             counter=EstimatedTokens(),
             fallbacks=(spare,) if fallback else (),
             passages_places=Bulkhead(places),
@@ -280,3 +307,47 @@ async def test_answer_lengths_are_learnt_from_whole_answers_only(setting):
         await anext(events)
         await events.aclose()
     assert fresh.gate.demand("ask", prompt_tokens=1, max_tokens=256).output_tokens == 128
+
+
+async def test_a_sleeping_engine_is_waited_for(setting):
+    """Notices with the time that it takes, then the whole answer; no place of the gate is held."""
+    setting.wakening.asleep = True
+    events = await setting.ask(STRICT)
+    assert events[0] == Queued(1, 20.0)
+    assert events[-1].degraded is None
+    assert setting.gate.running == 0
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [EngineUnavailable("refused"), EngineProtocolError("cut off"), CircuitOpen("left alone")],
+)
+async def test_a_question_that_met_an_engine_falling_asleep_is_asked_again(setting, failure):
+    """Once: it waits for the engine to wake, and neither refuses nor degrades."""
+    setting.client.fails, setting.wakening.falls_asleep = failure, True
+    events = []
+    async with aclosing(setting.pipeline.answer(STRICT, Deadline(60))) as answer:
+        async for event in answer:
+            setting.client.fails = None  # the notice comes once the engine is being woken
+            events.append(event)
+    assert [type(e) for e in events] == [Queued, Sources, Token, Token, Answer]
+    assert setting.wakening.waited == 1
+    assert setting.gate.state().reserved_tokens == setting.gate.running == 0
+
+
+async def test_a_question_is_not_asked_again_and_again(setting):
+    """An engine that sleeps whenever it is asked is a failure after three times."""
+    setting.client.fails, setting.wakening.always = EngineUnavailable("refused"), True
+    with pytest.raises(EngineUnavailable):
+        await setting.ask(STRICT)
+    assert len(setting.client.requests) == 4
+
+
+async def test_short_memory_asks_for_less(setting):
+    """L1 with its own reason while the engine's keeper says that memory is getting short."""
+    life = EngineLife(pressure=True)
+    setting.monitor.state = EngineState(EngineModel("m", 4096), life=life)
+    degraded = (await setting.ask())[-1].degraded
+    assert degraded.level == "L1"
+    assert degraded.reason.startswith("The engine's memory is getting short: at most 3 passages")
+    assert (await setting.ask(STRICT))[-1].degraded is None

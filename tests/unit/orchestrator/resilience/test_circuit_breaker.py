@@ -159,6 +159,21 @@ def test_one_that_is_back_is_tried_by_the_next_call(bench):
     assert bench.breaker.retry_after_s == 10
 
 
+@pytest.mark.parametrize("state", ["closed", "open", "half_open"])
+def test_one_that_begins_anew_has_no_past(bench, state):
+    """Closed at once, whatever it was; calls from before count neither against it nor for it."""
+    out = bench.breaker.enter()
+    if state != "closed":
+        bench.open()
+        bench.clock.now_s += 5 if state == "half_open" else 0
+    bench.breaker.forget()
+    assert bench.breaker.state == "closed"
+    out.failed("ended on purpose")
+    assert bench.breaker.last_failure != "ended on purpose"
+    bench.open()
+    assert bench.breaker.retry_after_s == 5
+
+
 def test_an_abandoned_probe_leaves_its_place_to_the_next(bench):
     """A probe whose caller left says nothing, and the next caller may try."""
     bench.open()

@@ -1,0 +1,85 @@
+"""A real vLLM gives its memory back, and fifty who ask at once wake it a single time."""
+
+import concurrent.futures
+import threading
+
+import httpx2
+
+from tests.faults import wait_until
+
+from .conftest import ENGINE_START_S
+from .test_engine_wire import running
+
+STOPS_S = 30.0
+
+
+def test_its_memory_comes_back_and_fifty_questions_wake_it_once(
+    stack, http, model_server, vllm_url
+):
+    """Nine tenths of what it held are free while it sleeps; then everybody is answered or told."""
+    with httpx2.Client(base_url=model_server.url, timeout=10, trust_env=False) as control:
+
+        def engine() -> dict:
+            return control.get("/state").json()
+
+        before = engine()
+        assert control.post("/sleep", json={}).status_code == 202
+        assert wait_until(lambda: engine()["phase"].startswith("asleep"), STOPS_S)
+        unload = engine()["last_unload"]
+        assert unload["freed_bytes"] >= 0.9 * unload["engine_bytes"] > 0
+        assert len(model_server.descendants()) == 1, "nothing of the engine is left"
+        assert wait_until(lambda: http.get("/status").json()["engine"]["asleep"], STOPS_S)
+        assert http.get("/readyz").status_code == 200
+        with concurrent.futures.ThreadPoolExecutor(50) as pool:
+            answers = list(
+                pool.map(
+                    lambda n: http.post(
+                        "/ask", json={"question": f"What is on page {n % 6 + 1}?", "max_tokens": 16}
+                    ),
+                    range(50),
+                )
+            )
+        after = engine()
+    codes = [a.status_code for a in answers]
+    assert set(codes) <= {200, 429}
+    whole = [
+        a for a in answers if a.is_success and (a.json()["degraded"] or {}).get("level") != "L3"
+    ]
+    assert len(whole) >= 32, "the engine's batch at least"
+    assert after["wakes"] == before["wakes"] + 1
+    assert after["restarts"] == before["restarts"]
+    assert after["start_s"] < ENGINE_START_S
+    assert running(vllm_url) == 0
+    share = unload["freed_bytes"] / unload["engine_bytes"]
+    print(f"\n{share:.0%} of {unload['engine_bytes']:,} bytes given back; {len(whole)} of 50 whole")
+
+
+def test_questions_that_meet_it_falling_asleep_are_answered(stack, http, model_server):
+    """Asked without a pause while it is put to sleep: each answer comes, and is made by the engine."""
+    with httpx2.Client(base_url=model_server.url, timeout=10, trust_env=False) as control:
+        wakes = control.get("/state").json()["wakes"]
+        over = threading.Event()
+        answers: list[httpx2.Response] = []
+
+        def asks() -> None:
+            body = {"question": "What is on page 2?", "max_tokens": 16, "degrade": False}
+            while not over.is_set():
+                answers.append(http.post("/ask", json=body))
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            try:
+                for _ in range(4):
+                    pool.submit(asks)
+                assert wait_until(lambda: len(answers) >= 4, ENGINE_START_S)
+                assert control.post("/sleep", json={}).status_code == 202
+                before = len(answers)
+                assert wait_until(
+                    lambda: (
+                        control.get("/state").json()["wakes"] > wakes and len(answers) >= before + 8
+                    ),
+                    ENGINE_START_S,
+                )
+            finally:
+                over.set()
+    assert {a.status_code for a in answers} == {200}, [a.text for a in answers if a.is_error]
+    assert {a.json()["degraded"] is None for a in answers} == {True}

@@ -1,0 +1,197 @@
+"""An engine that gives its memory back while nobody asks: the real programs, with the simulator in its place."""
+
+import concurrent.futures
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.faults import upload, wait_until
+from tests.running import free_port, orchestrator, program
+from tests.unit.model_server.making import write_model
+
+QUESTION = "When does the tide gate close?"
+START_S, SLEEPS_S = 30.0, 15.0
+KEY = "the-control-key"
+
+
+@dataclass
+class Stack:
+    """An orchestrator, and the model_server whose engine may sleep."""
+
+    http: httpx2.Client
+    control: httpx2.Client
+
+    def ask(self, **body) -> httpx2.Response:
+        """One question, as a person would ask it."""
+        asked = {"question": QUESTION, "max_tokens": 16, "degrade": False, **body}
+        return self.http.post("/ask", json=asked)
+
+    def engine(self) -> dict:
+        """What model_server says of it."""
+        return self.control.get("/state").json()
+
+    def status(self) -> dict:
+        """What the orchestrator says of it."""
+        return self.http.get("/status").json()["engine"]
+
+    def falls_asleep(self) -> None:
+        """It is put to sleep, and the orchestrator has noticed."""
+        self.control.post("/wake")
+        assert wait_until(lambda: self.engine()["state"] == "ready", START_S)
+        assert self.control.post("/sleep").status_code == 202
+        assert wait_until(lambda: self.engine()["phase"].startswith("asleep"), SLEEPS_S)
+        assert wait_until(lambda: self.status()["asleep"], SLEEPS_S)
+
+
+@contextmanager
+def running_stack(folder: Path, **settings: str) -> Iterator[Stack]:
+    """Both programs with the handbook inside; `settings` are MODEL_SERVER_* without the prefix."""
+    port, control_port = free_port(), free_port()
+    model_server = {
+        "engine": "simulator",
+        "model": str(write_model(folder / "model")),
+        "device": "cpu",
+        "engine_port": str(port),
+        "control_port": str(control_port),
+        "control_key": KEY,
+        "log_dir": str(folder),
+        **settings,
+    }
+    control_url = f"http://127.0.0.1:{control_port}"
+    with (
+        program(
+            "model_server",
+            settings={
+                f"MODEL_SERVER_{name.upper()}": value for name, value in model_server.items()
+            },
+            url=control_url,
+            ready_path="/readyz",
+            log=folder / "model_server.log",
+            start_s=START_S,
+        ),
+        orchestrator(
+            folder / "data",
+            f"http://127.0.0.1:{port}",
+            control_url=control_url,
+            control_key=KEY,
+            engine_poll_s="0.2",
+        ) as running,
+        httpx2.Client(base_url=running.url, timeout=60, trust_env=False) as http,
+        httpx2.Client(
+            base_url=control_url, headers={"Authorization": f"Bearer {KEY}"}, trust_env=False
+        ) as control,
+    ):
+        upload(http)
+        yield Stack(http, control)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """An engine that sleeps on demand only."""
+    with running_stack(tmp_path_factory.mktemp("sleeping")) as made:
+        yield made
+
+
+def test_fifty_questions_at_once_wake_it_once(stack):
+    """All of them wait and are answered whole; the engine is started a single time."""
+    stack.falls_asleep()
+    before = stack.engine()["wakes"]
+    with concurrent.futures.ThreadPoolExecutor(50) as pool:
+        answers = list(pool.map(lambda _: stack.ask(), range(50)))
+    assert {a.status_code for a in answers} <= {200, 429}
+    whole = [a for a in answers if a.status_code == 200]
+    assert len(whole) >= 36
+    assert all(a.json()["degraded"] is None for a in whole)
+    engine = stack.engine()
+    assert (engine["wakes"], engine["restarts"]) == (before + 1, 0)
+    assert stack.status()["waiting_for_wake"] == 0
+
+
+def test_who_waits_sees_how_long(stack):
+    """A stream begins with its place and the time that the start takes."""
+    stack.falls_asleep()
+    asked = {"question": QUESTION, "max_tokens": 16, "stream": True}
+    with stack.http.stream("POST", "/ask", json=asked) as response:
+        events = [(e.event, e.json()) for e in httpx2.EventSource(response)]
+    name, notice = events[0]
+    assert (name, notice["position"]) == ("queued", 1)
+    assert 0 <= notice["eta_s"] <= START_S
+    assert events[-1][0] == "done"
+    assert events[-1][1]["degraded"] is None
+
+
+def test_a_sleeping_engine_is_no_trouble(stack):
+    """Ready, its model listed, and every page says that it sleeps; looking wakes nobody."""
+    stack.falls_asleep()
+    ready = stack.http.get("/readyz")
+    assert ready.status_code == 200
+    assert ready.json()["dependencies"]["engine"]["detail"].startswith("Asleep")
+    assert [m["id"] for m in stack.http.get("/v1/models").json()["data"]] == ["model"]
+    metrics = stack.http.get("/metrics").text
+    assert "\ntidegate_engine_asleep 1.0\n" in metrics
+    assert "\ntidegate_engine_metrics_stale 0.0\n" in metrics
+    assert stack.control.get("/readyz").json()["state"] == "sleeping"
+    found = stack.http.post("/search", json={"question": QUESTION})
+    assert found.json()["passages"]
+    assert stack.engine()["state"] == "sleeping"
+    unload = stack.engine()["last_unload"]
+    assert unload["freed_bytes"] >= 0
+
+
+def test_too_little_time_is_told_and_the_next_one_finds_it_awake(stack):
+    """503 with the time that the start takes; the start goes on without anybody waiting."""
+    stack.falls_asleep()
+    told = stack.ask(timeout_s=0.2)
+    assert told.status_code in {503, 504}
+    assert int(told.headers["retry-after"]) >= 1
+    assert wait_until(lambda: stack.engine()["state"] == "ready", START_S)
+    assert stack.ask().status_code == 200
+
+
+def test_no_question_is_lost_to_an_engine_that_falls_asleep(stack):
+    """Asked all the time while it is put to sleep again and again: each answer comes, and is whole."""
+    over = threading.Event()
+    answers: list[httpx2.Response] = []
+
+    def asks() -> None:
+        while not over.is_set():
+            answers.append(stack.ask())
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            pool.submit(asks)
+        unloads = stack.engine()["unloads"]
+        until = time.monotonic() + 120
+        while stack.engine()["unloads"] < unloads + 4 and time.monotonic() < until:
+            stack.control.post("/sleep")
+            time.sleep(0.1)
+        over.set()
+    assert stack.engine()["unloads"] >= unloads + 4
+    assert len(answers) > 8
+    assert {a.status_code for a in answers} == {200}
+    assert {a.json()["degraded"] is None for a in answers} == {True}
+
+
+def test_it_falls_asleep_by_itself(tmp_path):
+    """After the time that is set, our own canaries notwithstanding; the next question wakes it."""
+    with running_stack(tmp_path, idle_unload_s="3", hang_timeout_s="6") as stack:
+        assert stack.ask().status_code == 200
+        assert wait_until(lambda: stack.engine()["state"] == "sleeping", SLEEPS_S)
+        assert wait_until(lambda: stack.status()["asleep"], SLEEPS_S)
+        wakes = stack.engine()["wakes"]
+        assert stack.ask().status_code == 200
+        assert stack.engine()["wakes"] == wakes + 1
+
+
+def test_orders_need_the_key(stack):
+    """Without it nothing is told and nothing is done."""
+    url = str(stack.control.base_url)
+    assert httpx2.post(f"{url}/drain", json={}, trust_env=False).status_code == 401
+    assert httpx2.get(f"{url}/state", trust_env=False).status_code == 401
+    assert stack.engine()["state"] in {"ready", "sleeping"}
