@@ -233,6 +233,7 @@ def main() -> int:
     """Run both, and print what came of it; gives the exit code."""
     options = _options()
     limit_bytes = int(options.memory_gib * GIB)
+    where, checkout = machine(), commit()
     results: list[Result] = []
     found: list[str] = []
     try:
@@ -248,15 +249,15 @@ def main() -> int:
             found.append(f"{name} did not start: {exc}")
     found += missed(results)
     about = {
-        "machine": machine(),
-        "commit": commit(),
+        "machine": where,
+        "commit": checkout,
         "limit_bytes": limit_bytes,
         "limited_by": limited_by,
         "patience_s": PATIENCE_S,
         "answer_tokens": ANSWER_TOKENS,
     }
     print(
-        f"\n{machine()}, commit {commit()}, at most {human(limit_bytes)} each ({limited_by}), "
+        f"\n{where}, commit {checkout}, at most {human(limit_bytes)} each ({limited_by}), "
         f"{ANSWER_TOKENS} tokens an answer, patience {PATIENCE_S:g} s\n\n{table(results)}\n"
     )
     print("\n".join(found) or "nothing was missed")

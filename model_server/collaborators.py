@@ -1,7 +1,7 @@
 """Whom the supervisor works with, as it sees them: what runs, what asks, what remembers, what measures."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 from model_server.engine_watch import Watched
@@ -22,6 +22,10 @@ class Running(Protocol):
 
     async def wait(self) -> int:
         """Its exit code, once it has ended."""
+        ...
+
+    def deaths(self) -> AsyncGenerator[str, None]:
+        """Names of its processes that are there now, as they end; never ends by itself."""
         ...
 
     async def terminate(self, *, within_s: float, drained: asyncio.Event) -> int:

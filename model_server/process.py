@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -119,6 +119,33 @@ class EngineProcess:
         left = await self._kill_members(within_s=_KILL_S / 2)
         await self._close_log()
         return left
+
+    async def deaths(self) -> AsyncGenerator[str, None]:
+        """
+        Names of the processes that are there now below the guard, as they end; never ends by itself.
+
+        The kernel tells (pidfd), at once; where it cannot, nothing is told.
+        """
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Queue[str] = asyncio.Queue()
+
+        def gone(descriptor: int, name: str) -> None:
+            loop.remove_reader(descriptor)
+            ended.put_nowait(name)
+
+        descriptors: list[int] = []
+        try:
+            for process in self.members():
+                with contextlib.suppress(AttributeError, OSError, psutil.Error):
+                    name = process.name()
+                    descriptors.append(os.pidfd_open(process.pid))
+                    loop.add_reader(descriptors[-1], gone, descriptors[-1], name)
+            while True:
+                yield await ended.get()
+        finally:
+            for descriptor in descriptors:
+                loop.remove_reader(descriptor)
+                os.close(descriptor)
 
     def members(self) -> set[psutil.Process]:
         """Everything that is alive of the engine: below the guard, in its session, or seen there."""

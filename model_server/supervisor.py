@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from model_server.collaborators import Launch, Memory, Probe, Remedies, Running
 from model_server.engine_watch import EngineWatch
@@ -25,8 +26,25 @@ _log = logging.getLogger(__name__)
 _SHOWN_LINES = 50
 _MEMORY_BACK_S, _MEMORY_LOOK_S, _MEMORY_BACK_SHARE = 5.0, 0.25, 0.95
 """A driver takes some time to give memory back."""
+_BROKEN_S = 2.5
+"""What an engine without its core gets to tell its callers, before it is killed; most of it is for killing."""
+_BROKEN_LOOK_S = 1.0
 _WORTH_SAYING = 0.01
 """Deviation between planned and reported KV tokens that deserves a warning, as a share."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """
+    How a life ends.
+
+    Attributes:
+        error: Why; None if it was asked to, or nobody asks any more.
+        within_s: What the engine gets to end by itself, in seconds.
+    """
+
+    error: str | None
+    within_s: float
 
 
 class Supervisor:
@@ -172,47 +190,73 @@ class Supervisor:
             return []
         exited = asyncio.create_task(running.wait())
         stopped = asyncio.create_task(self._stop.wait())
-        hung = False
+        ending = _Ending(None, self._policy.stop_s)
         try:
-            error = await self._until_over(exited, stopped)
-            hung = self._was_ready and error is not None and not exited.done()
-            self._conclude(error)
+            ending = await self._until_over(running, exited, stopped)
+            self._conclude(ending.error)
         finally:
             stopped.cancel()
-            # What hangs does not hear a polite word.
-            await self._end(running, within_s=0.0 if hung else self._policy.stop_s)
+            await self._end(running, within_s=ending.within_s)
             exited.cancel()
             self._running = None
         return list(running.tail)
 
     async def _until_over(
-        self, exited: asyncio.Task[int], stopped: asyncio.Task[bool]
-    ) -> str | None:
-        """Why this life has to end: an error, or None if it was asked to, or nobody asks."""
-        watch, sleep = None, asyncio.create_task(self._sleep_asked.wait())
-        try:
-            if await self._gets_ready(exited, stopped):
-                await self._greet()
-                watch = asyncio.create_task(self._watch())
-                await asyncio.wait(
-                    {exited, stopped, sleep, watch}, return_when=asyncio.FIRST_COMPLETED
-                )
-        finally:
-            sleep.cancel()
-            if watch is not None:
-                watch.cancel()
+        self, running: Running, exited: asyncio.Task[int], stopped: asyncio.Task[bool]
+    ) -> "_Ending":
+        """Why this life has to end, and how."""
+        patient = self._policy.stop_s
+        if await self._gets_ready(exited, stopped):
+            await self._greet()
+            return await self._while_ready(running, exited, stopped)
         if self._stop.is_set():
-            return None
+            return _Ending(None, patient)
         if exited.done():
-            return f"the engine exited by itself with code {exited.result()}"
-        if watch is None:
-            return (
-                f"the engine was not ready after {self._policy.start_s:g} s "
-                f"(MODEL_SERVER_START_TIMEOUT_S), last seen {self._phase}"
-            )
-        error = watch.result() if watch.done() else None
-        self._hangs += error is not None
-        return error
+            return _Ending(_exited(exited), patient)
+        return _Ending(
+            f"the engine was not ready after {self._policy.start_s:g} s "
+            f"(MODEL_SERVER_START_TIMEOUT_S), last seen {self._phase}",
+            patient,
+        )
+
+    async def _while_ready(
+        self, running: Running, exited: asyncio.Task[int], stopped: asyncio.Task[bool]
+    ) -> "_Ending":
+        """The same of an engine that is ready: it breaks, hangs, is idle, or somebody wants its end."""
+        sleep = asyncio.create_task(self._sleep_asked.wait())
+        watch = asyncio.create_task(self._watch())
+        broken = asyncio.create_task(self._until_broken(running))
+        ours = {sleep, watch, broken}
+        try:
+            await asyncio.wait({exited, stopped, *ours}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in ours:
+                task.cancel()
+        if self._stop.is_set():
+            return _Ending(None, self._policy.stop_s)
+        if exited.done():
+            return _Ending(_exited(exited), self._policy.stop_s)
+        if broken.done():
+            return _Ending(broken.result(), _BROKEN_S)
+        if watch.done() and (hangs := watch.result()) is not None:
+            self._hangs += 1
+            return _Ending(hangs, 0.0)  # what hangs does not hear a polite word
+        return _Ending(None, self._policy.stop_s)
+
+    async def _until_broken(self, running: Running) -> str:
+        """
+        Why the engine cannot go on though it has not ended: a process of it has, and it says so.
+
+        vLLM takes some 5 s to end after its core died; nobody is served meanwhile. A helper that has
+        done its work ends, too: then the engine is well.
+        """
+        async for name in running.deaths():
+            give_up_at = self._clock() + _BROKEN_LOOK_S
+            while self._clock() < give_up_at:
+                if not await self._probe.is_ready():
+                    return f"a process of the engine ended by itself ({name})"
+                await asyncio.sleep(self._policy.poll_s)
+        raise RuntimeError("deaths() ended")  # pragma: no cover - it never does
 
     async def _watch(self) -> str | None:
         watch = EngineWatch(
@@ -343,3 +387,7 @@ class Supervisor:
         self._since = self._clock()
         self._phase = phase
         _log.info("state: %s", self._state)
+
+
+def _exited(exited: asyncio.Task[int]) -> str:
+    return f"the engine exited by itself with code {exited.result()}"

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import psutil
@@ -121,6 +121,23 @@ async def test_a_log_that_cannot_be_written_is_an_error(tmp_path):
     with pytest.raises(EngineEnvironmentError, match="MODEL_SERVER_LOG_DIR"):
         async with engine(tmp_path, sys.executable, "-c", ""):
             pass  # pragma: no cover
+
+
+async def test_a_process_of_the_family_that_dies_is_named_at_once(tmp_path):
+    """Child and grandchild each; what is not below the guard any more tells nothing twice."""
+    async with engine(tmp_path, sys.executable, str(FAKE)) as (process, output):
+        eldest, child, grandchild = await output.pids(3)
+        descriptors = psutil.Process().num_fds()
+        async with aclosing(process.deaths()) as deaths:
+            for victim in (grandchild, child):
+                name = victim.name()
+                told = asyncio.create_task(anext(deaths))
+                await asyncio.sleep(0.05)
+                assert not told.done()
+                victim.kill()
+                assert await asyncio.wait_for(told, 1) == name
+        assert psutil.Process().num_fds() == descriptors
+        assert alive([eldest])
 
 
 async def test_sigterm_ends_a_polite_engine_with_its_family(tmp_path):

@@ -37,6 +37,7 @@ class FakeRunning:
         self.waits_to_drain = False
         self.terminated = 0
         self._code = asyncio.get_running_loop().create_future()
+        self.ended = asyncio.Queue()
         if code is not None:
             self.exit(code)
 
@@ -46,6 +47,10 @@ class FakeRunning:
 
     async def wait(self):
         return await asyncio.shield(self._code)
+
+    async def deaths(self):
+        while True:
+            yield await self.ended.get()
 
     async def terminate(self, *, within_s, drained):
         self.terminated += 1
@@ -371,6 +376,41 @@ async def test_an_engine_that_hangs_is_killed_at_once_and_replaced():
     stage.supervisor.request_stop()
     await run
     assert stage.engines[1].within_s == policy.stop_s
+
+
+async def test_an_engine_without_its_core_is_not_waited_for():
+    """A process of it ended and it says that it is not well: replaced at once, with a word to callers."""
+    stage = Stage()
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.state(State.READY)
+    stage.probe.ready = False
+    stage.engines[0].ended.put_nowait("EngineCore")
+    await stage.until(lambda: len(stage.engines) == 2)
+    stage.probe.ready = True
+    status = stage.supervisor.status()
+    assert status.last_error == "a process of the engine ended by itself (EngineCore)"
+    assert status.hangs == 0
+    assert stage.engines[0].within_s == 2.5
+    await stage.state(State.READY)
+    stage.supervisor.request_stop()
+    await run
+
+
+async def test_a_helper_that_ends_is_no_failure(monkeypatch):
+    """The engine says that it is well: it goes on, and the next death is looked at as well."""
+    monkeypatch.setattr("model_server.supervisor._BROKEN_LOOK_S", 0.01)
+    stage = Stage()
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.state(State.READY)
+    stage.engines[0].ended.put_nowait("resource_tracker")
+    await asyncio.sleep(0.05)
+    assert len(stage.engines) == 1
+    stage.probe.ready = False
+    stage.engines[0].ended.put_nowait("Worker")
+    await stage.until(lambda: len(stage.engines) == 2)
+    stage.probe.ready = True
+    stage.supervisor.request_stop()
+    await run
 
 
 async def test_a_changed_plan_is_another_engine():
