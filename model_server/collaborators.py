@@ -64,8 +64,8 @@ class Memory(Protocol):
         """What the device has free."""
         ...
 
-    def engine_bytes(self, pid: int) -> int | None:
-        """What the processes below `pid` hold of it; None if that cannot be told."""
+    def returnable_bytes(self, pid: int) -> int | None:
+        """What would come back if the processes below `pid` ended; None if that cannot be told."""
         ...
 
 

@@ -102,7 +102,8 @@ class Unload:
     What putting an engine to sleep gave back.
 
     Attributes:
-        engine_bytes: What its processes held before; None if that cannot be told.
+        engine_bytes: What its processes held before, without the files that they map, which the
+            kernel keeps as cache; None if that cannot be told.
         freed_bytes: How much more memory the device had free afterwards.
     """
 

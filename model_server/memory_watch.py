@@ -124,6 +124,18 @@ class MemoryWatch:
             return self._resident_bytes(pids)
         return self._engine_on_card(self._processes(device.uuid, pids), pids)
 
+    def returnable_bytes(self, pid: int) -> int | None:
+        """
+        What the device would have free if the engine below `pid` ended; None if that cannot be told.
+
+        On a CPU without the files that its processes map: the kernel counts those as free already.
+        """
+        if self._device().kind == "cuda":
+            return self.engine_bytes(pid)
+        parts = [self._one_returnable(pid) for pid in self._tree(pid)]
+        known = [num for num in parts if num is not None]
+        return sum(known) if known else None
+
     def look(self, pid: int | None) -> MemoryReading:
         """Everything at once, of the engine below `pid`; None while there is none."""
         device, cards = self._device(), self._cards()
@@ -214,6 +226,12 @@ class MemoryWatch:
         known = [num for num in found if num is not None]
         # One that ended meanwhile has nothing any more; if none can be read, there is no /proc.
         return sum(known) if known or not found else None
+
+    def _one_returnable(self, pid: int) -> int | None:
+        rollup = self._root / f"proc/{pid}/smaps_rollup"
+        own, shared = _kib_of(rollup, "Pss_Anon"), _kib_of(rollup, "Pss_Shmem")
+        # Kernels before 5.3 do not tell them apart.
+        return self._one_resident(pid) if own is None or shared is None else own + shared
 
     def _one_resident(self, pid: int) -> int | None:
         folder = self._root / f"proc/{pid}"

@@ -9,6 +9,7 @@ import asyncio
 import codecs
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
@@ -29,6 +30,7 @@ _MAX_LOG_BYTES = 64 * 1024 * 1024
 _KILL_S = 2.0
 """Part of the time for stopping that is kept for killing what did not stop."""
 
+_SEGMENT = re.compile(r" (/dev/shm/psm_[^/\s]+)$", re.MULTILINE)
 _FLUSH_S = 0.5
 """What the last tokens get to reach their readers once the engine has no request left."""
 
@@ -48,6 +50,7 @@ class EngineProcess:
         self._process = process
         self._lifeline: int | None = lifeline
         self._seen: set[psutil.Process] = set()
+        self._segments: set[Path] = set()
         self._log = log
         self._pump: asyncio.Task[None] | None = None
         self.pid = process.pid
@@ -110,6 +113,7 @@ class EngineProcess:
         worker (0.32). Does nothing to an engine that has ended whole.
         """
         self._seen.update(self.members())
+        self._note_segments()
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         await self._ended_or_drained(drained, within_s=max(0.1, within_s - _KILL_S))
@@ -117,6 +121,8 @@ class EngineProcess:
         self._cut_lifeline()
         await self._ended(_KILL_S / 2)
         left = await self._kill_members(within_s=_KILL_S / 2)
+        if not left:
+            self._remove_segments()
         await self._close_log()
         return left
 
@@ -126,6 +132,7 @@ class EngineProcess:
 
         The kernel tells (pidfd), at once; where it cannot, nothing is told.
         """
+        self._note_segments()  # who dies first takes its own list of them along
         loop = asyncio.get_running_loop()
         ended: asyncio.Queue[str] = asyncio.Queue()
 
@@ -159,6 +166,23 @@ class EngineProcess:
                 if os.getsid(pid) == self.pid:
                     found.add(psutil.Process(pid))
         return {process for process in found if _is_alive(process)}
+
+    def _note_segments(self) -> None:
+        """
+        Remember the shared memory that the engine made: whoever is killed cannot remove it.
+
+        Python names such segments psm_ and a random number; vLLM's processes talk through them.
+        """
+        for process in self.members():
+            with contextlib.suppress(OSError):
+                maps = Path(f"/proc/{process.pid}/maps").read_text(errors="replace")
+                self._segments.update(Path(found) for found in _SEGMENT.findall(maps))
+
+    def _remove_segments(self) -> None:
+        for segment in self._segments:
+            with contextlib.suppress(OSError):
+                segment.unlink(missing_ok=True)
+        self._segments.clear()
 
     async def _ended_or_drained(self, drained: asyncio.Event, *, within_s: float) -> None:
         """Return when the guard has ended, the last answers are sent, or the time is up."""

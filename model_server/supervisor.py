@@ -24,8 +24,7 @@ from model_server.memory import human
 _log = logging.getLogger(__name__)
 
 _SHOWN_LINES = 50
-_MEMORY_BACK_S, _MEMORY_LOOK_S, _MEMORY_BACK_SHARE = 5.0, 0.25, 0.95
-"""A driver takes some time to give memory back."""
+_MEMORY_BACK_S, _MEMORY_LOOK_S, _MEMORY_BACK_SHARE = 30.0, 0.25, 0.95
 _BROKEN_S = 2.5
 """What an engine without its core gets to tell its callers, before it is killed; most of it is for killing."""
 _BROKEN_LOOK_S = 1.0
@@ -99,6 +98,7 @@ class Supervisor:
         self._start_s: float | None = None
         self._running: Running | None = None
         self._last_unload: Unload | None = None
+        self._free_before = 0
         self._last_error: str | None = None
         self.reported_kv_tokens: int | None = None
 
@@ -320,43 +320,48 @@ class Supervisor:
         self._move(Event.FAILED, "failed")
 
     async def _end(self, running: Running, *, within_s: float) -> None:
-        """End what is left of a life; what that gave back is told where it was the reason."""
-        held, free = None, 0
-        if asleep := self._state is State.SLEEPING:
-            held, free = self._memory.engine_bytes(running.pid), self._memory.free_bytes()
+        """End what is left of a life; what it held is remembered if it falls asleep."""
+        asleep = self._state is State.SLEEPING
+        if asleep:
+            held, free = self._memory.returnable_bytes(running.pid), self._memory.free_bytes()
+            self._free_before, self._last_unload = free, Unload(held, 0)
         left = await running.terminate(within_s=within_s, drained=self._drained)
+        self._unloads += asleep
         if left:
             self._last_error = f"{left} processes of the engine could not be killed"
             _log.error(self._last_error)
-        if asleep:
-            unload = Unload(held, await self._freed(held, free))
-            self._unloads, self._last_unload = self._unloads + 1, unload
-            _log.info(
-                "asleep: %s given back; the engine held %s",
-                human(unload.freed_bytes),
-                "an unknown part of it" if held is None else human(held),
-            )
-
-    async def _freed(self, held: int | None, free_before: int) -> int:
-        """Bytes that the device has free beyond `free_before`, once they are what was held."""
-        give_up_at = self._clock() + _MEMORY_BACK_S
-        while (freed := self._memory.free_bytes() - free_before) < _MEMORY_BACK_SHARE * (held or 0):
-            if self._clock() > give_up_at:
-                break
-            await asyncio.sleep(_MEMORY_LOOK_S)
-        return max(0, freed)
 
     async def _sleep(self) -> None:
         """Return when somebody asks, or the program is to end."""
         self._phase = "asleep: its memory is given back; the next question wakes it"
         woken = asyncio.create_task(self._wake_asked.wait())
         stopped = asyncio.create_task(self._stop.wait())
+        measuring = asyncio.create_task(self._measure_unload())
         await asyncio.wait({woken, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        woken.cancel()
-        stopped.cancel()
+        for task in (woken, stopped, measuring):
+            task.cancel()
         if not self._stop.is_set():
             self._wakes += 1
             self._waking = True
+
+    async def _measure_unload(self) -> None:
+        """
+        Follow what the device has free until what was held is back.
+
+        That takes a moment: a driver is slow, and the kernel keeps some freed pages at each core.
+        """
+        give_up_at = self._clock() + _MEMORY_BACK_S
+        held = self._last_unload.engine_bytes if self._last_unload else None
+        freed = 0
+        while freed < _MEMORY_BACK_SHARE * (held or 0) and self._clock() < give_up_at:
+            freed = max(freed, self._memory.free_bytes() - self._free_before)
+            self._last_unload = Unload(held, freed)
+            await asyncio.sleep(_MEMORY_LOOK_S)
+        _log.info(
+            "asleep: %s given back; the engine held %s",
+            human(freed),
+            "an unknown part of it" if held is None else human(held),
+        )
 
     async def _pause(self, seconds: float) -> None:
         """Wait before the next start, or until asked to stop."""

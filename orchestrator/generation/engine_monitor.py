@@ -11,6 +11,7 @@ from orchestrator.generation.engine_keeper import EngineKeeper, EngineLife
 from orchestrator.generation.engine_metrics import EngineMetrics, parse
 
 RETRY_AFTER_S = 5.0
+ASLEEP = "The engine sleeps: the next question wakes it."
 AWAY_POLL_S = 0.25
 KEEPER_SILENT_S = 10.0
 """Silence of the keeper's after which what it said last counts no longer."""
@@ -36,7 +37,7 @@ class EngineState:
     @property
     def asleep(self) -> bool:
         """Whether it was ended because nobody asked, or is on its way back from there."""
-        return self.model is None and self.life is not None and self.life.asleep
+        return self.life is not None and self.life.asleep
 
     @property
     def under_pressure(self) -> bool:
@@ -95,8 +96,10 @@ class EngineMonitor:
         """The state, looked at now."""
         state, life = await asyncio.gather(self._look(), self._ask_keeper())
         state = replace(state, life=life)
-        if state.asleep and life is not None and life.model:
-            state = replace(state, served=(EngineModel(life.model, None),))
+        if life is not None and life.asleep:
+            # vLLM's pages answer until its very end, when no question is taken any more.
+            served = (EngineModel(life.model, None),) if life.model else state.served
+            state = replace(state, model=None, served=served, detail=ASLEEP)
         before, self.state = self.state, state
         if (state.model is None, state.asleep) != (before.model is None, before.asleep):
             self._on_change(state, before)

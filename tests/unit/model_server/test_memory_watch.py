@@ -73,6 +73,18 @@ class TestOnACpu:
         assert reading.others_bytes is None
         assert reading.cards == reading.processes == ()
 
+    def test_mapped_files_do_not_come_back(self, root):
+        """They are the kernel's cache, and free already; on an old kernel, which says less, all of it."""
+        told = "Pss: 900 kB\nPss_Anon: 500 kB\nPss_File: 380 kB\nPss_Shmem: 20 kB\n"
+        write(root, {f"proc/{ENGINE}/smaps_rollup": told, "proc/101/smaps_rollup": "Pss: 7 kB\n"})
+        assert watch(root).returnable_bytes(ENGINE) == (520 + 7) * 1024
+        assert watch(root, pids=()).returnable_bytes(ENGINE) is None
+
+    def test_on_a_card_all_of_it_comes_back(self, root):
+        """The driver's figure of the engine's processes."""
+        nvml = FakeNvml({"GPU-a": 70 * GIB}, {"GPU-a": ((101, 9 * GIB),)})
+        assert watch(root, card(), nvml).returnable_bytes(ENGINE) == 9 * GIB
+
     def test_the_resident_set_where_the_kernel_tells_no_share(self, root):
         """A file that may not be read, or that old kernels lack: too much rather than too little."""
         write(root, {f"proc/{ENGINE}/status": "Name:\tx\nVmRSS:\t  2048 kB\n"})

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from contextlib import aclosing, asynccontextmanager
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ from model_server.errors import EngineEnvironmentError
 from model_server.process import EngineProcess
 
 FAKE = Path(__file__).with_name("fake_engine.py")
+SHARED = Path("/dev/shm")  # noqa: S108 - where Linux keeps shared memory
 GUARD = Path(__file__).parents[3] / "model_server" / "engine_guard.py"
 
 
@@ -138,6 +140,32 @@ async def test_a_process_of_the_family_that_dies_is_named_at_once(tmp_path):
                 assert await asyncio.wait_for(told, 1) == name
         assert psutil.Process().num_fds() == descriptors
         assert alive([eldest])
+
+
+async def test_shared_memory_that_it_leaves_is_removed(tmp_path):
+    """A segment of an engine that was killed is gone, one of somebody else's is not."""
+    code = (
+        "import os, signal\nfrom multiprocessing.shared_memory import SharedMemory\n"
+        "made = SharedMemory(create=True, size=4096)\nprint('segment', made.name, flush=True)\n"
+        "signal.pause()"
+    )
+    theirs = SharedMemory(create=True, size=4096)
+    try:
+        async with engine(tmp_path, sys.executable, "-c", code) as (process, output):
+            async with asyncio.timeout(10):
+                while not output.lines:
+                    await asyncio.sleep(0.01)
+            segment = SHARED / output.lines[0].split()[1]
+            assert segment.exists()
+            for member in process.members():
+                if member.pid != process.pid:
+                    member.suspend()  # nobody tidies up
+            await process.terminate(within_s=2.2, drained=asyncio.Event())
+        assert not segment.exists()
+        assert (SHARED / theirs.name).exists()
+    finally:
+        theirs.close()
+        theirs.unlink()
 
 
 async def test_sigterm_ends_a_polite_engine_with_its_family(tmp_path):

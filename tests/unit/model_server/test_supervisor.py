@@ -115,7 +115,7 @@ class FakeMemory:
     def free_bytes(self):
         return self.free.pop(0) if len(self.free) > 1 else self.free[0]
 
-    def engine_bytes(self, pid):
+    def returnable_bytes(self, pid):
         return 100
 
 
@@ -495,9 +495,10 @@ async def test_an_engine_that_nobody_asks_sleeps_until_it_is_woken(monkeypatch):
     run = asyncio.create_task(stage.supervisor.run())
     await stage.until(lambda: stage.supervisor.status().unloads == 1)
     stage.probe.rests = False
+    back = Unload(engine_bytes=100, freed_bytes=97)
+    await stage.until(lambda: stage.supervisor.status().last_unload == back)
     status = stage.supervisor.status()
     assert (status.state, status.restarts, status.last_error) == (State.SLEEPING, 0, None)
-    assert status.last_unload == Unload(engine_bytes=100, freed_bytes=97)
     assert status.pid is None
     assert stage.engines[0].within_s == 7
     assert stage.remedies.shown == []

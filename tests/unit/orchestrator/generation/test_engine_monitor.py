@@ -112,11 +112,15 @@ async def test_a_sleeping_engine_is_listed_and_not_ready():
         watch.listed()
 
 
-async def test_an_engine_that_answers_does_not_sleep():
-    """What the keeper says of sleep counts only while the engine is away."""
-    keeper = FakeKeeper(EngineLife(asleep=True))
+async def test_an_engine_that_falls_asleep_is_not_asked_though_its_pages_answer():
+    """The keeper knows first: vLLM lists its model until its end, and takes no question by then."""
+    keeper = FakeKeeper(EngineLife(asleep=True, model="m"))
     watch, _ = monitor([EngineModel("m", 1)], keeper=keeper)
-    assert not (await watch.refresh()).asleep
+    assert (await watch.refresh()).asleep
+    with pytest.raises(EngineUnavailable, match="sleeps"):
+        watch.require()
+    keeper.said = EngineLife(model="m")
+    await watch.refresh()
     assert watch.require().id == "m"
 
 
