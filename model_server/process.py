@@ -128,9 +128,9 @@ class EngineProcess:
 
     async def deaths(self) -> AsyncGenerator[str, None]:
         """
-        Names of the processes that are there now below the guard, as they end; never ends by itself.
+        Names of the processes below the engine's main one, as they end; never ends by itself.
 
-        The kernel tells (pidfd), at once; where it cannot, nothing is told.
+        Those that are there now; the main one's end is what `wait` tells. The kernel tells (pidfd), at once; where it cannot, nothing is told.
         """
         self._note_segments()  # who dies first takes its own list of them along
         loop = asyncio.get_running_loop()
@@ -142,7 +142,7 @@ class EngineProcess:
 
         descriptors: list[int] = []
         try:
-            for process in self.members():
+            for process in self._below_main():
                 with contextlib.suppress(AttributeError, OSError, psutil.Error):
                     name = process.name()
                     descriptors.append(os.pidfd_open(process.pid))
@@ -153,6 +153,13 @@ class EngineProcess:
             for descriptor in descriptors:
                 loop.remove_reader(descriptor)
                 os.close(descriptor)
+
+    def _below_main(self) -> list[psutil.Process]:
+        try:
+            mains = psutil.Process(self.pid).children()
+            return [below for main in mains for below in main.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
     def members(self) -> set[psutil.Process]:
         """Everything that is alive of the engine: below the guard, in its session, or seen there."""
