@@ -27,7 +27,7 @@ FOUND_S = HANG_S + 3.0
 ENGINE_CORE, WORKER, API_SERVER = "EngineCore", "Worker", "api_server"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module")  # the last test of those that use it kills it
 def own_server(tmp_path_factory):
     """A model_server that is patient for 5 s, with a real vLLM of its own."""
     folder = tmp_path_factory.mktemp("deaths")
@@ -72,6 +72,33 @@ def test_a_hung_process_is_found_and_the_engine_replaced(own_server, name):
         f"{after['engine_url']}/v1/completions", json=question, timeout=60, trust_env=False
     )
     assert answer.status_code == 200
+
+
+def test_a_killed_core_is_replaced_at_once(own_server):
+    """Kill -9 of vLLM's core: told by the kernel, not by vLLM's own end some five seconds later."""
+    before = state(own_server)
+    process_of(own_server, ENGINE_CORE).kill()
+    began = time.monotonic()
+    until(lambda: state(own_server)["state"] != "ready", 2.0)
+    print(f"\nEngineCore killed: told after {time.monotonic() - began:.1f} s")
+    assert "EngineCore" in state(own_server)["last_error"]
+    until(lambda: state(own_server)["state"] == "ready", ENGINE_START_S)
+    assert state(own_server)["restarts"] == before["restarts"] + 1
+
+
+def test_no_engine_outlives_a_killed_model_server(own_server):
+    """Kill -9 of model_server itself: nothing of the engine is left two seconds later."""
+    family = [psutil.Process(state(own_server)["pid"]), *own_server.descendants()[1:]]
+    assert len(family) >= 4
+    own_server.process.kill()
+    until(lambda: not any(_runs(process) for process in family), 2.0)
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def run_to_its_end(folder, seconds=120, **changes):
