@@ -221,7 +221,7 @@ def _show_event(event: ServerEvent, out: Console) -> None:
 
 def _status_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     gate, engine, documents = found["gate"], found["engine"], found["documents"]
-    served = engine["model"] or "not ready"
+    served = engine["model"] or ("asleep" if engine["asleep"] else "not ready")
     server = engine["model_server"]
     if server is not None:
         steps = dict.fromkeys(str(server.get(key, "")) for key in ("state", "phase"))

@@ -181,8 +181,12 @@ class EngineMonitor:
         await asyncio.sleep(max(0.0, over_s - clock()))
 
     async def _scrape(self) -> None:
-        """A dead or slow /metrics is told as None, and does not hold up the other look."""
-        if self._on_metrics is None:
+        """
+        A dead or slow /metrics is told as None, and does not hold up the other look.
+
+        An engine that sleeps has none, and that says nothing of it: what was learnt holds when it wakes.
+        """
+        if self._on_metrics is None or self.state.asleep:
             return
         try:
             found = parse(await self._client.pages.metrics_text())

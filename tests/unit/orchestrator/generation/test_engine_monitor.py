@@ -124,6 +124,27 @@ async def test_an_engine_that_falls_asleep_is_not_asked_though_its_pages_answer(
     assert watch.require().id == "m"
 
 
+async def test_a_sleeping_engines_missing_metrics_say_nothing():
+    """They are not asked for, and not told as missing: the limits stay what they were."""
+    told = []
+    keeper = FakeKeeper(EngineLife(asleep=True))
+    watch, client = monitor(EngineUnavailable("refused"), keeper=keeper, on_metrics=told.append)
+    await watch.refresh()
+    await watch.start()
+    await asyncio.sleep(0.05)
+    assert told == []
+    keeper.said = EngineLife()
+    client.metrics_text = _refused
+    await asyncio.sleep(0.05)
+    assert told
+    assert set(told) == {None}
+    await watch.aclose()
+
+
+async def _refused():
+    raise EngineUnavailable("refused")
+
+
 async def test_a_keeper_that_is_silent_for_a_moment_is_still_believed(monkeypatch):
     """One look without an answer changes nothing; ten seconds of them do."""
     keeper = FakeKeeper(EngineLife(asleep=True))
