@@ -40,6 +40,10 @@ class Probe(Watched, Protocol):
         """Whether it takes requests."""
         ...
 
+    async def is_well(self) -> bool | None:
+        """Whether it calls itself well; None if it did not answer."""
+        ...
+
     async def kv_cache_tokens(self) -> int | None:
         """Tokens that its KV cache holds; None if it does not say."""
         ...

@@ -68,37 +68,43 @@ class EngineProbe:
 
     async def is_ready(self) -> bool:
         """Whether `/health` answers 200. An engine that hangs still does: this tells only starting from started."""
+        return await self.is_well() is True
+
+    async def is_well(self) -> bool | None:
+        """Whether it calls itself well; None if it did not answer, which a busy one may not in time."""
         try:
             response = await self._client.get("/health")
         except httpx2.HTTPError:
-            return False
+            return None
         return response.status_code == _OK
 
     async def kv_cache_tokens(self) -> int | None:
         """Tokens that the KV cache holds, from `vllm:cache_config_info`; None if it does not say."""
-        try:
-            response = await self._client.get("/metrics")
-        except httpx2.HTTPError:
-            return None
-        found = _KV_TOKENS.search(response.text) if response.status_code == _OK else None
+        found = _KV_TOKENS.search(await self._metrics())
         return int(found.group(1)) if found else None
 
     async def pulse(self) -> Pulse | None:
         """What it has got done so far, and whether it has requests; None if it does not say."""
+        page = await self._metrics()
         try:
-            response = await self._client.get("/metrics")
-            if response.status_code != _OK:
-                return None
-            steps = [float(value) for value in _STEPS.findall(response.text)]
-            requests = [float(value) for value in _REQUESTS.findall(response.text)]
-            finished = [float(value) for value in _FINISHED.findall(response.text)]
-        except (httpx2.HTTPError, ValueError):
+            steps = [float(value) for value in _STEPS.findall(page)]
+            requests = [float(value) for value in _REQUESTS.findall(page)]
+            finished = [float(value) for value in _FINISHED.findall(page)]
+        except ValueError:
             return None
         if not steps:
             return None
         return Pulse(
             sum(steps), busy=sum(requests) > 0, finished=sum(finished) if finished else None
         )
+
+    async def _metrics(self) -> str:
+        """The page of its metrics; empty if it gave none."""
+        try:
+            response = await self._client.get("/metrics")
+        except httpx2.HTTPError:
+            return ""
+        return response.text if response.status_code == _OK else ""
 
     async def canary(self, model: str) -> bool:
         """

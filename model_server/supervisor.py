@@ -9,6 +9,7 @@ An engine that nobody asks is ended as well, if so wished, and started again whe
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -253,7 +254,7 @@ class Supervisor:
         async for name in running.deaths():
             give_up_at = self._clock() + _BROKEN_LOOK_S
             while self._clock() < give_up_at:
-                if not await self._probe.is_ready():
+                if await self._probe.is_well() is False:  # no answer in time is no answer
                     return f"a process of the engine ended by itself ({name})"
                 await asyncio.sleep(self._policy.poll_s)
         raise RuntimeError("deaths() ended")  # pragma: no cover - it never does
@@ -352,8 +353,9 @@ class Supervisor:
         """
         give_up_at = self._clock() + _MEMORY_BACK_S
         held = self._last_unload.engine_bytes if self._last_unload else None
+        wanted = math.inf if held is None else _MEMORY_BACK_SHARE * held
         freed = 0
-        while freed < _MEMORY_BACK_SHARE * (held or 0) and self._clock() < give_up_at:
+        while freed < wanted and self._clock() < give_up_at:
             freed = max(freed, self._memory.free_bytes() - self._free_before)
             self._last_unload = Unload(held, freed)
             await asyncio.sleep(_MEMORY_LOOK_S)

@@ -68,11 +68,15 @@ class FakeProbe:
         self.tokens = tokens
         self.hung = False
         self.rests = False
+        self.silent = False
         self.steps = itertools.count()
         self.canaries = []
 
     async def is_ready(self):
-        return self.ready
+        return self.ready and not self.silent
+
+    async def is_well(self):
+        return None if self.silent else self.ready
 
     async def kv_cache_tokens(self):
         return self.tokens
@@ -409,6 +413,35 @@ async def test_a_helper_that_ends_is_no_failure(monkeypatch):
     stage.engines[0].ended.put_nowait("Worker")
     await stage.until(lambda: len(stage.engines) == 2)
     stage.probe.ready = True
+    stage.supervisor.request_stop()
+    await run
+
+
+async def test_an_engine_too_busy_to_say_how_it_is_is_not_broken(monkeypatch):
+    """A helper ended while the engine had no time for its health page: it goes on."""
+    monkeypatch.setattr("model_server.supervisor._BROKEN_LOOK_S", 0.01)
+    stage = Stage()
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.state(State.READY)
+    stage.probe.silent = True
+    stage.engines[0].ended.put_nowait("resource_tracker")
+    await asyncio.sleep(0.05)
+    assert len(stage.engines) == 1
+    assert stage.supervisor.status().state is State.READY
+    stage.supervisor.request_stop()
+    await run
+
+
+async def test_what_came_back_is_followed_though_nobody_knows_what_was_held(monkeypatch):
+    """As in a container on a GPU: what the device has free more is told all the same."""
+    monkeypatch.setattr("model_server.supervisor._MEMORY_LOOK_S", 0.001)
+    monkeypatch.setattr(FakeMemory, "returnable_bytes", lambda *_: None)
+    stage = Stage()
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.state(State.READY)
+    stage.supervisor.request_sleep()
+    back = Unload(engine_bytes=None, freed_bytes=97)
+    await stage.until(lambda: stage.supervisor.status().last_unload == back)
     stage.supervisor.request_stop()
     await run
 
