@@ -132,6 +132,6 @@ class Tidegate(Contender):
         programs = (self._stack.engine_process, self._stack.orchestrator)
         ended = sum(program.process.poll() is not None for program in programs)
         with contextlib.suppress(httpx2.HTTPError):  # then what was last known of it holds
-            engine = self._stack.engine_process.http.get("/state").raise_for_status().json()
-            self._restarts = engine["restarts"] + self._stack.status()["embedder"]["restarts"]
+            embedder = self._stack.status()["embedder"]
+            self._restarts = self._stack.keeper()["restarts"] + embedder["restarts"]
         return ended + self._restarts

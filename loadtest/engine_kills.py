@@ -29,6 +29,7 @@ from typing import Any, Self
 import httpx2
 import psutil
 
+from deploy.child_process import is_running
 from loadtest.figures import percentile
 from loadtest.programs import commit, machine
 from loadtest.stack import Stack, stack
@@ -160,7 +161,7 @@ def kill_once(running: Stack, part: str, rng: random.Random) -> Kill:
         outcomes=tuple(sorted({t.outcome for t in open_then})),
         again_s=again_s,
         load_s=float(_LOADED.findall(running.engine_process.log.read_text())[-1]),
-        left=sum(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family),
+        left=sum(is_running(process) for process in family),
         memory_back=freed / held,
         documents_kept=_documents(running) == documents,
     )
@@ -168,8 +169,7 @@ def kill_once(running: Stack, part: str, rng: random.Random) -> Kill:
 
 def _family(running: Stack) -> list[psutil.Process]:
     """Every process of the engine: all below the guard that model_server names."""
-    guard = running.engine_process.http.get("/state").raise_for_status().json()["pid"]
-    return psutil.Process(guard).children(recursive=True)
+    return psutil.Process(running.keeper()["pid"]).children(recursive=True)
 
 
 def _documents(running: Stack) -> Any:

@@ -18,7 +18,6 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import httpx2
 
@@ -44,10 +43,10 @@ def main() -> int:
     parser.add_argument("--prefills", type=int, default=10, help="of the longest prompt, in a row")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, stack("vllm", Path(folder)) as running:
-        before = _keeper(running)
+        before = running.keeper()
         loaded_s = _load(running, options.minutes * 60)
         took_s = [_prefill(running, number) for number in range(options.prefills)]
-        after = _keeper(running)
+        after = running.keeper()
         log = running.engine_process.tail()
     print(f"\n{machine()}, commit {commit()}\n\n| what | figure |\n|---|---|")
     print(f"| at {LOAD_X:g} times its capacity | {loaded_s / 60:.1f} min |")
@@ -57,11 +56,6 @@ def main() -> int:
     if any(kills.values()):
         print(f"\n{after['last_error']}\n{log}")
     return int(any(kills.values()) or None in took_s)
-
-
-def _keeper(running: Stack) -> dict[str, Any]:
-    found: dict[str, Any] = running.engine_process.http.get("/state").raise_for_status().json()
-    return found
 
 
 def _load(running: Stack, seconds: float) -> float:

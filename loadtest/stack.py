@@ -84,6 +84,11 @@ class Stack:
         found: dict[str, Any] = self.orchestrator.http.get("/status").raise_for_status().json()
         return found
 
+    def keeper(self) -> dict[str, Any]:
+        """The /state of model_server; of a stack with vLLM alone."""
+        found: dict[str, Any] = self.engine_process.http.get("/state").raise_for_status().json()
+        return found
+
     def snapshot(self) -> Snapshot:
         """Every counter, now."""
         engine = self.engine.get("/metrics").text

@@ -90,8 +90,7 @@ class EngineWatch:
     def _is_idle(self, pulse: Pulse | None, after_s: float) -> bool:
         if self._idle_unload_s is None:
             return False
-        # While this program stands still nobody looks, and somebody may have asked.
-        looked_s = min(after_s, self._patience.look_s + self._patience.answer_s)
         own = self._answered if self._canary is None else None
-        self._idle.look(pulse, after_s=looked_s, own=own)
+        # While this program stands still nobody looks, and somebody may have asked.
+        self._idle.look(pulse, after_s=self._patience.looked_s(after_s), own=own)
         return self._idle.idle_s >= self._idle_unload_s

@@ -58,6 +58,10 @@ class Patience:
         if not 0 < self.look_s <= self.hang_s / 6:
             raise ValueError(f"not usable as patience: {self!r}")
 
+    def looked_s(self, after_s: float) -> float:
+        """What counts of the time since the look before: no more than a look takes."""
+        return min(after_s, self.look_s + self.answer_s)
+
     @property
     def busy_s(self) -> float:
         """Silence of an engine that has requests, or does not say, before it is asked."""
@@ -107,7 +111,7 @@ class HangDetector:
             if moved:
                 self.alive()
                 return Verdict.FINE
-        looked_s = min(after_s, self._patience.look_s + self._patience.answer_s)
+        looked_s = self._patience.looked_s(after_s)
         self.silent_s += looked_s
         self._silent_since_asked_s += looked_s if self._asked else 0.0
         return self._judge(idle=pulse is not None and not pulse.busy)

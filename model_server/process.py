@@ -130,7 +130,8 @@ class EngineProcess:
         """
         Names of the processes below the engine's main one, as they end; never ends by itself.
 
-        Those that are there now; the main one's end is what `wait` tells. The kernel tells (pidfd), at once; where it cannot, nothing is told.
+        Those that are there now; the main one's end is what `wait` tells. The kernel says so at once
+        (pidfd); where it cannot, nothing is told.
         """
         self._note_segments()  # who dies first takes its own list of them along
         loop = asyncio.get_running_loop()

@@ -74,10 +74,7 @@ class Client:
         """
         with self._told():
             response = self._http.get(path)
-        payload = response.json()
-        if "error" in payload and isinstance(payload["error"], dict):
-            raise _error(payload)
-        return dict(payload)
+        return _checked(response.json())
 
     def post(self, path: str) -> dict[str, Any]:
         """
@@ -88,10 +85,7 @@ class Client:
         """
         with self._told():
             response = self._http.post(path, json={})
-        payload = response.json()
-        if "error" in payload and isinstance(payload["error"], dict):
-            raise _error(payload)
-        return dict(payload)
+        return _checked(response.json())
 
     def upload(
         self, path: Path, *, collection: str, on_bytes: Callable[[int], None] = lambda _: None
@@ -180,6 +174,13 @@ class _Counted(io.RawIOBase):
 
     def fileno(self) -> int:
         return self._file.fileno()
+
+
+def _checked(payload: dict[str, Any]) -> dict[str, Any]:
+    """The payload, unless it is an error."""
+    if "error" in payload and isinstance(payload["error"], dict):
+        raise _error(payload)
+    return dict(payload)
 
 
 def _error(payload: dict[str, Any]) -> ClientError:

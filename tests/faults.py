@@ -273,11 +273,11 @@ def connected(http: httpx2.Client, *, receive_bytes: int | None = None) -> Itera
         yield raw
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 3.0) -> bool:
-    """Whether the condition came true in time."""
+def wait_until(condition: Callable[[], Any], seconds: float = 3.0, *, look_s: float = 0.01) -> bool:
+    """Whether the condition came true in time; looked at every `look_s` seconds."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if condition():
             return True
-        time.sleep(0.01)
+        time.sleep(look_s)
     return bool(condition())

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from deploy.setup_environments import detect_device
 from model_server.devices import Device, find_gpus
-from tests.running import Program, free_port, program
+from tests.running import Program, model_server
 
 ROOT = Path(__file__).parent.parent
 ENGINE = ROOT / ".venv-engine"
@@ -178,22 +178,11 @@ def cuda_model_server(
         model: Folder of the model.
         changes: More settings of model_server, by their whole names.
     """
-    control = free_port()
     settings = {
         "CUDA_VISIBLE_DEVICES": card.device.uuid,
         "MODEL_SERVER_MODEL": str(model),
         "MODEL_SERVER_DEVICE": "cuda",
         "MODEL_SERVER_ENGINE_PYTHON": str(ENGINE / "bin" / "python"),
-        "MODEL_SERVER_ENGINE_PORT": str(free_port()),
-        "MODEL_SERVER_CONTROL_PORT": str(control),
-        "MODEL_SERVER_LOG_DIR": str(folder),
     }
-    with program(
-        "model_server",
-        settings=settings | changes,
-        url=f"http://127.0.0.1:{control}",
-        ready_path="/readyz",
-        log=folder / "model_server.log",
-        start_s=START_S,
-    ) as running:
+    with model_server(folder, start_s=START_S, **(settings | changes)) as running:
         yield running

@@ -121,6 +121,30 @@ def orchestrator(data_dir: Path, engine_url: str, **settings: str) -> Iterator[P
         yield running
 
 
+def model_server_settings(folder: Path, **changes: str) -> dict[str, str]:
+    """Settings of a model_server on ports of its own, by their whole names; logs go to the folder."""
+    return {
+        "MODEL_SERVER_ENGINE_PORT": str(free_port()),
+        "MODEL_SERVER_CONTROL_PORT": str(free_port()),
+        "MODEL_SERVER_LOG_DIR": str(folder),
+    } | changes
+
+
+@contextmanager
+def model_server(folder: Path, *, start_s: float, **changes: str) -> Iterator[Program]:
+    """A real model_server with these settings, from when its engine is ready until the block ends."""
+    settings = model_server_settings(folder, **changes)
+    with program(
+        "model_server",
+        settings=settings,
+        url=f"http://127.0.0.1:{settings['MODEL_SERVER_CONTROL_PORT']}",
+        ready_path="/readyz",
+        log=folder / "model_server.log",
+        start_s=start_s,
+    ) as running:
+        yield running
+
+
 def _wait_ready(running: Program, path: str, start_s: float) -> None:
     until = time.monotonic() + start_s
     while time.monotonic() < until:

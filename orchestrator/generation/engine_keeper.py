@@ -41,7 +41,8 @@ class EngineLife:
         """What `/state` says; what is missing there, an older keeper does not know."""
         waking = bool(state.get("waking"))
         start_s = state.get("start_s")
-        gone_s = float(state.get("since_s") or 0.0) if waking and _starts(state) else 0.0
+        starts = waking and state.get("state") == "starting"
+        gone_s = float(state.get("since_s") or 0.0) if starts else 0.0
         return cls(
             waking=waking,
             asleep=waking or state.get("state") == "sleeping",
@@ -55,10 +56,6 @@ class EngineLife:
 def _reason(found: object) -> str:
     error = found.get("error") if isinstance(found, dict) else None
     return str(error.get("message", "")) if isinstance(error, dict) else ""
-
-
-def _starts(state: dict[str, Any]) -> bool:
-    return state.get("state") == "starting"
 
 
 class EngineKeeper:

@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import openai
@@ -13,7 +13,9 @@ import pytest
 from tests import pdfs
 from tests.fake_engine import MODEL as FAKE_MODEL
 from tests.fake_engine import FakeEngine, serving
-from tests.running import Program, free_port, orchestrator, program
+from tests.faults import wait_until
+from tests.running import Program, orchestrator
+from tests.running import model_server as running_model_server
 
 ROOT = Path(__file__).parents[2]
 ENGINE_PYTHON = ROOT / ".venv-engine" / "bin" / "python"
@@ -36,38 +38,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no engine: run `make test`"))
 
 
-def model_server_settings(folder: Path, **changes: str) -> dict[str, str]:
-    """A model_server with the bundled model and a real vLLM, on free ports; logs go to the folder."""
-    return {
-        "MODEL_SERVER_MODEL": str(MODEL_FOLDER),
-        "MODEL_SERVER_SERVED_MODEL_NAME": MODEL,
-        "MODEL_SERVER_ENGINE_PYTHON": str(ENGINE_PYTHON),
-        "MODEL_SERVER_ENGINE_PORT": str(free_port()),
-        "MODEL_SERVER_CONTROL_PORT": str(free_port()),
-        "MODEL_SERVER_LOG_DIR": str(folder),
-        "MODEL_SERVER_ENFORCE_EAGER": "true",
-    } | changes
-
-
-@contextmanager
-def running_model_server(folder: Path, **changes: str) -> Iterator[Program]:
-    """The same, from the moment its engine is ready until the block ends."""
-    settings = model_server_settings(folder, **changes)
-    with program(
-        "model_server",
-        settings=settings,
-        url=f"http://127.0.0.1:{settings['MODEL_SERVER_CONTROL_PORT']}",
-        ready_path="/readyz",
-        log=folder / "model_server.log",
-        start_s=ENGINE_START_S,
-    ) as running:
-        yield running
+REAL_ENGINE = {
+    "MODEL_SERVER_MODEL": str(MODEL_FOLDER),
+    "MODEL_SERVER_SERVED_MODEL_NAME": MODEL,
+    "MODEL_SERVER_ENGINE_PYTHON": str(ENGINE_PYTHON),
+    "MODEL_SERVER_ENFORCE_EAGER": "true",
+}
+"""The bundled model and a real vLLM, as settings of a model_server."""
 
 
 @pytest.fixture(scope="session")
 def model_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     """model_server with a real vLLM behind it; `engine_url` is where that listens."""
-    with running_model_server(tmp_path_factory.mktemp("model_server")) as running:
+    folder = tmp_path_factory.mktemp("model_server")
+    with running_model_server(folder, start_s=ENGINE_START_S, **REAL_ENGINE) as running:
         yield running
 
 
@@ -117,6 +101,11 @@ def engine_url(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
 def batching_url(request: pytest.FixtureRequest) -> str:
     """Where an engine listens that batches, caches, limits and counts: the simulator, then vLLM."""
     return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+def until(condition: Callable[[], Any], seconds: float) -> bool:
+    """As `wait_until`, with looks that leave the cores to an engine that starts."""
+    return wait_until(condition, seconds, look_s=0.1)
 
 
 def upload(running: Program, pdf: bytes) -> None:

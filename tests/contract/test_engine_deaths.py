@@ -10,15 +10,10 @@ import httpx2
 import psutil
 import pytest
 
-from tests.running import Program
+from deploy.child_process import is_running
+from tests.running import Program, model_server, model_server_settings
 
-from .conftest import (
-    ENGINE_START_S,
-    MODEL,
-    MODEL_FOLDER,
-    model_server_settings,
-    running_model_server,
-)
+from .conftest import ENGINE_START_S, MODEL, MODEL_FOLDER, REAL_ENGINE, until
 
 HANG_S = 5.0
 FOUND_S = HANG_S + 3.0
@@ -31,7 +26,8 @@ ENGINE_CORE, WORKER, API_SERVER = "EngineCore", "Worker", "api_server"
 def own_server(tmp_path_factory):
     """A model_server that is patient for 5 s, with a real vLLM of its own."""
     folder = tmp_path_factory.mktemp("deaths")
-    with running_model_server(folder, MODEL_SERVER_HANG_TIMEOUT_S=str(HANG_S)) as running:
+    settings = {**REAL_ENGINE, "MODEL_SERVER_HANG_TIMEOUT_S": str(HANG_S)}
+    with model_server(folder, start_s=ENGINE_START_S, **settings) as running:
         yield running
 
 
@@ -45,13 +41,6 @@ def process_of(server: Program, name: str) -> psutil.Process:
     return found
 
 
-def until(condition, seconds):
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize("name", [ENGINE_CORE, WORKER, API_SERVER])
 def test_a_hung_process_is_found_and_the_engine_replaced(own_server, name):
     """SIGSTOP to any of its processes: found in its time, nothing of it left, and it serves again."""
@@ -60,11 +49,11 @@ def test_a_hung_process_is_found_and_the_engine_replaced(own_server, name):
     family = psutil.Process(before["pid"]).children(recursive=True)
     process_of(own_server, name).send_signal(signal.SIGSTOP)
     began = time.monotonic()
-    until(lambda: state(own_server)["state"] != "ready", FOUND_S)
+    assert until(lambda: state(own_server)["state"] != "ready", FOUND_S)
     print(f"\n{name} stopped: found after {time.monotonic() - began:.1f} s")
     assert "the engine hangs" in state(own_server)["last_error"]
-    until(lambda: not any(p.is_running() for p in family), 5)
-    until(lambda: state(own_server)["state"] == "ready", ENGINE_START_S)
+    assert until(lambda: not any(p.is_running() for p in family), 5)
+    assert until(lambda: state(own_server)["state"] == "ready", ENGINE_START_S)
     after = state(own_server)
     assert after["restarts"] == before["restarts"] + 1
     question = {"model": MODEL, "prompt": "a", "max_tokens": 4}
@@ -79,10 +68,10 @@ def test_a_killed_core_is_replaced_at_once(own_server):
     before = state(own_server)
     process_of(own_server, ENGINE_CORE).kill()
     began = time.monotonic()
-    until(lambda: state(own_server)["state"] != "ready", 2.0)
+    assert until(lambda: state(own_server)["state"] != "ready", 2.0)
     print(f"\nEngineCore killed: told after {time.monotonic() - began:.1f} s")
     assert "EngineCore" in state(own_server)["last_error"]
-    until(lambda: state(own_server)["state"] == "ready", ENGINE_START_S)
+    assert until(lambda: state(own_server)["state"] == "ready", ENGINE_START_S)
     assert state(own_server)["restarts"] == before["restarts"] + 1
 
 
@@ -91,14 +80,7 @@ def test_no_engine_outlives_a_killed_model_server(own_server):
     family = [psutil.Process(state(own_server)["pid"]), *own_server.descendants()[1:]]
     assert len(family) >= 4
     own_server.process.kill()
-    until(lambda: not any(_runs(process) for process in family), 2.0)
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    assert until(lambda: not any(is_running(process) for process in family), 2.0)
 
 
 def run_to_its_end(folder, seconds=120, **changes):
@@ -107,7 +89,7 @@ def run_to_its_end(folder, seconds=120, **changes):
     with log.open("wb") as output:
         process = psutil.Popen(
             [sys.executable, "-m", "model_server", "serve"],
-            env={**os.environ, **model_server_settings(folder, **changes)},
+            env={**os.environ, **model_server_settings(folder, **(REAL_ENGINE | changes))},
             stdout=output,
             stderr=output,
         )

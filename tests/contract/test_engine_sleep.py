@@ -6,9 +6,7 @@ import threading
 import httpx2
 import pytest
 
-from tests.faults import wait_until
-
-from .conftest import ENGINE_START_S
+from .conftest import ENGINE_START_S, until
 from .test_engine_wire import running
 
 STOPS_S = 30.0
@@ -23,7 +21,7 @@ def awake_afterwards(model_server):
     def ready() -> bool:
         return httpx2.get(f"{model_server.url}/state", trust_env=False).json()["state"] == "ready"
 
-    assert wait_until(ready, ENGINE_START_S)
+    assert until(ready, ENGINE_START_S)
 
 
 def back(unload: dict) -> bool:
@@ -42,11 +40,11 @@ def test_its_memory_comes_back_and_fifty_questions_wake_it_once(
 
         before = engine()
         assert control.post("/sleep", json={}).status_code == 202
-        assert wait_until(lambda: engine()["phase"].startswith("asleep"), STOPS_S)
-        assert wait_until(lambda: back(engine()["last_unload"]), STOPS_S), engine()["last_unload"]
+        assert until(lambda: engine()["phase"].startswith("asleep"), STOPS_S)
+        assert until(lambda: back(engine()["last_unload"]), STOPS_S), engine()["last_unload"]
         unload = engine()["last_unload"]
         assert len(model_server.descendants()) == 1, "nothing of the engine is left"
-        assert wait_until(lambda: http.get("/status").json()["engine"]["asleep"], STOPS_S)
+        assert until(lambda: http.get("/status").json()["engine"]["asleep"], STOPS_S)
         assert http.get("/readyz").status_code == 200
         with concurrent.futures.ThreadPoolExecutor(50) as pool:
             answers = list(
@@ -88,10 +86,10 @@ def test_questions_that_meet_it_falling_asleep_are_answered(stack, http, model_s
             try:
                 for _ in range(4):
                     pool.submit(asks)
-                assert wait_until(lambda: len(answers) >= 4, ENGINE_START_S)
+                assert until(lambda: len(answers) >= 4, ENGINE_START_S)
                 assert control.post("/sleep", json={}).status_code == 202
                 before = len(answers)
-                assert wait_until(
+                assert until(
                     lambda: (
                         control.get("/state").json()["wakes"] > wakes and len(answers) >= before + 8
                     ),

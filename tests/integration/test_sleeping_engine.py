@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from tests.faults import upload, wait_until
-from tests.running import free_port, orchestrator, program
+from tests.running import free_port, model_server, orchestrator
 from tests.unit.model_server.making import write_model
 
 QUESTION = "When does the tide gate close?"
@@ -50,40 +50,26 @@ class Stack:
 
 @contextmanager
 def running_stack(folder: Path, **settings: str) -> Iterator[Stack]:
-    """Both programs with the handbook inside; `settings` are MODEL_SERVER_* without the prefix."""
-    port, control_port = free_port(), free_port()
-    model_server = {
-        "engine": "simulator",
-        "model": str(write_model(folder / "model")),
-        "device": "cpu",
-        "engine_port": str(port),
-        "control_port": str(control_port),
-        "control_key": KEY,
-        "log_dir": str(folder),
-        **settings,
+    """Both programs with the handbook inside; `settings` are MODEL_SERVER_* by their whole names."""
+    simulated = {
+        "MODEL_SERVER_ENGINE": "simulator",
+        "MODEL_SERVER_MODEL": str(write_model(folder / "model")),
+        "MODEL_SERVER_DEVICE": "cpu",
+        "MODEL_SERVER_CONTROL_KEY": KEY,
+        "MODEL_SERVER_ENGINE_PORT": str(free_port()),
     }
-    control_url = f"http://127.0.0.1:{control_port}"
     with (
-        program(
-            "model_server",
-            settings={
-                f"MODEL_SERVER_{name.upper()}": value for name, value in model_server.items()
-            },
-            url=control_url,
-            ready_path="/readyz",
-            log=folder / "model_server.log",
-            start_s=START_S,
-        ),
+        model_server(folder, start_s=START_S, **(simulated | settings)) as keeper,
         orchestrator(
             folder / "data",
-            f"http://127.0.0.1:{port}",
-            control_url=control_url,
+            f"http://127.0.0.1:{simulated['MODEL_SERVER_ENGINE_PORT']}",
+            control_url=keeper.url,
             control_key=KEY,
             engine_poll_s="0.2",
         ) as running,
         httpx2.Client(base_url=running.url, timeout=60, trust_env=False) as http,
         httpx2.Client(
-            base_url=control_url, headers={"Authorization": f"Bearer {KEY}"}, trust_env=False
+            base_url=keeper.url, headers={"Authorization": f"Bearer {KEY}"}, trust_env=False
         ) as control,
     ):
         upload(http)
@@ -179,7 +165,9 @@ def test_no_question_is_lost_to_an_engine_that_falls_asleep(stack):
 
 def test_it_falls_asleep_by_itself(tmp_path):
     """After the time that is set, our own canaries notwithstanding; the next question wakes it."""
-    with running_stack(tmp_path, idle_unload_s="3", hang_timeout_s="6") as stack:
+    with running_stack(
+        tmp_path, MODEL_SERVER_IDLE_UNLOAD_S="3", MODEL_SERVER_HANG_TIMEOUT_S="6"
+    ) as stack:
         assert stack.ask().status_code == 200
         assert wait_until(lambda: stack.engine()["state"] == "sleeping", SLEEPS_S)
         assert wait_until(lambda: stack.status()["asleep"], SLEEPS_S)
