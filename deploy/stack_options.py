@@ -134,7 +134,8 @@ class StackOptions:
                 command=(sys.executable, "-m", "orchestrator", "serve"),
                 environment=self._places(inherited)
                 | inherited
-                | self._orchestrator_settings(model, embedder),
+                | self._orchestrator_settings(model, embedder)
+                | self._control_key(inherited),
                 log=logs / "orchestrator.log",
             )
         )
@@ -149,6 +150,13 @@ class StackOptions:
         if not batch.isdecimal():
             return {}  # model_server will say what is wrong with it
         return {"ORCHESTRATOR_MAX_CONCURRENT_REQUESTS": str(int(batch) + LOOKAHEAD)}
+
+    def _control_key(self, inherited: Mapping[str, str]) -> dict[str, str]:
+        """What model_server asks of its callers, the orchestrator has to know."""
+        key = inherited.get("MODEL_SERVER_CONTROL_KEY")
+        if not (key and self.starts_engine) or inherited.get("ORCHESTRATOR_CONTROL_KEY"):
+            return {}
+        return {"ORCHESTRATOR_CONTROL_KEY": key}
 
     def _model_server_settings(self, model: Path, logs: Path) -> dict[str, str]:
         # A hub id is the name that people know a model by; a folder's own name otherwise.

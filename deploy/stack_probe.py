@@ -40,6 +40,10 @@ class HttpProbe:
         # All of it is on this machine: a proxy from the environment would only be in the way.
         self._client = httpx2.Client(timeout=ASK_TIMEOUT_S, trust_env=False)
 
+    def close(self) -> None:
+        """Close every connection."""
+        self._client.close()
+
     def look(self) -> Look:
         """The first thing that is not ready, or that all is."""
         if self._control_url is not None:
@@ -57,10 +61,10 @@ class HttpProbe:
         return Look(ready=False, phase="orchestrator: loading the embedder and the indexes")
 
     def _engine_look(self, control_url: str) -> Look:
+        """By the one page that needs no key; an engine that sleeps is ready, since a question wakes it."""
         try:
-            answer = self._client.get(f"{control_url}/state")
-            state: dict[str, Any] = answer.raise_for_status().json()
+            found: dict[str, Any] = self._client.get(f"{control_url}/readyz").json()
         except (httpx2.HTTPError, ValueError):
             return Look(ready=False, phase="model_server: starting")
-        name = str(state.get("state") or "starting")
-        return Look(ready=name == "ready", phase=f"engine: {state.get('phase') or name}")
+        phase = found.get("phase") or found.get("state") or "starting"
+        return Look(ready=found.get("ready") is True, phase=f"engine: {phase}")

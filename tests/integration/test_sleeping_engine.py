@@ -3,13 +3,14 @@
 import concurrent.futures
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from deploy.stack_probe import HttpProbe, Look
 from tests.faults import upload, wait_until
 from tests.running import free_port, model_server, orchestrator
 from tests.unit.model_server.making import write_model
@@ -122,6 +123,13 @@ def test_a_sleeping_engine_is_no_trouble(stack):
     assert "\ntidegate_engine_asleep 1.0\n" in metrics
     assert "\ntidegate_engine_metrics_stale 0.0\n" in metrics
     assert stack.control.get("/readyz").json()["state"] == "sleeping"
+    probe = HttpProbe(
+        orchestrator_url=str(stack.http.base_url).rstrip("/"),
+        control_url=str(stack.control.base_url).rstrip("/"),
+        engine_url="",
+    )
+    with closing(probe):
+        assert probe.look() == Look(ready=True, phase="ready"), "what `make run` says of it"
     found = stack.http.post("/search", json={"question": QUESTION})
     assert found.json()["passages"]
     assert stack.engine()["state"] == "sleeping"

@@ -28,7 +28,7 @@ if "parent" in flags:
     pids.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid)
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        body = json.dumps({"state": "ready", "phase": "ready"}).encode()
+        body = json.dumps({"ready": True, "state": "ready", "phase": "ready"}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -382,6 +382,19 @@ def test_both_programs_are_told_the_same_ports():
     assert orchestrator["HOME"] == "/home/me"
 
 
+def test_the_orchestrator_knows_model_servers_key():
+    """Set for one program it is told to the other, unless that was told another one."""
+    environ = {"MODEL_SERVER_CONTROL_KEY": "s3cret"}
+
+    def told(given, **more):
+        programs = given.programs(model=Path("/m"), embedder=None, environ=environ | more)
+        return programs[-1].environment.get("ORCHESTRATOR_CONTROL_KEY")
+
+    assert told(options()) == "s3cret"
+    assert told(options(), ORCHESTRATOR_CONTROL_KEY="mine") == "mine"
+    assert told(options(ENGINE_URL="http://gpu-box:8000")) is None
+
+
 def test_every_variable_of_the_contract_is_a_setting():
     """No program is told something that it does not know."""
     told = environments_of(options(DEVICE="cpu"), Path("/models/tiny"))
