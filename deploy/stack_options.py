@@ -12,6 +12,7 @@ from pathlib import Path
 from deploy.child_process import Program
 from deploy.setup_environments import detect_device
 from model_server.planner import DEFAULT_NUM_SEQS
+from orchestrator.settings import EMBEDDER_GPU_BYTES
 
 LOOKAHEAD = 4
 """Questions let in beyond the engine's batch, so that it never waits for a retrieval."""
@@ -124,7 +125,7 @@ class StackOptions:
                 Program(
                     name="model_server",
                     command=(sys.executable, "-m", "model_server", "serve"),
-                    environment=inherited | self._model_server_settings(model, logs),
+                    environment=inherited | self._model_server_settings(model, logs, inherited),
                     log=logs / "model_server.log",
                 )
             )
@@ -158,19 +159,25 @@ class StackOptions:
             return {}
         return {"ORCHESTRATOR_CONTROL_KEY": key}
 
-    def _model_server_settings(self, model: Path, logs: Path) -> dict[str, str]:
+    def _model_server_settings(
+        self, model: Path, logs: Path, environ: Mapping[str, str]
+    ) -> dict[str, str]:
         # A hub id is the name that people know a model by; a folder's own name otherwise.
         is_hub_id = bool(self.model) and not Path(self.model).expanduser().is_dir()
         name = self.model if is_hub_id else (model.name if self.model else BUNDLED_NAME)
         device = {"cpu": "cpu", "gpu": "cuda"}.get(self.device)
-        return ({"MODEL_SERVER_DEVICE": device} if device else {}) | {
-            "MODEL_SERVER_MODEL": str(model),
-            "MODEL_SERVER_SERVED_MODEL_NAME": name,
-            "MODEL_SERVER_ENGINE_PORT": str(self.engine_port),
-            "MODEL_SERVER_CONTROL_PORT": str(self.control_port),
-            "MODEL_SERVER_ENGINE_PYTHON": str(self.engine_python),
-            "MODEL_SERVER_LOG_DIR": str(logs),
-        }
+        return (
+            ({"MODEL_SERVER_DEVICE": device} if device else {})
+            | _embedder_slice(environ)
+            | {
+                "MODEL_SERVER_MODEL": str(model),
+                "MODEL_SERVER_SERVED_MODEL_NAME": name,
+                "MODEL_SERVER_ENGINE_PORT": str(self.engine_port),
+                "MODEL_SERVER_CONTROL_PORT": str(self.control_port),
+                "MODEL_SERVER_ENGINE_PYTHON": str(self.engine_python),
+                "MODEL_SERVER_LOG_DIR": str(logs),
+            }
+        )
 
     def _orchestrator_settings(self, model: Path | None, embedder: Path | None) -> dict[str, str]:
         settings = {
@@ -187,6 +194,16 @@ class StackOptions:
         if embedder is not None:
             settings["ORCHESTRATOR_EMBEDDING_MODEL"] = str(embedder)
         return settings
+
+
+def _embedder_slice(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the embedder may take of a GPU, for model_server's plan; unless that is set by hand."""
+    if environ.get("MODEL_SERVER_EMBEDDER_BYTES"):
+        return {}
+    if environ.get("ORCHESTRATOR_EMBEDDER_DEVICE", "cpu") in {"", "cpu"}:
+        return {}
+    given = environ.get("ORCHESTRATOR_EMBEDDER_MEMORY_BYTES")
+    return {"MODEL_SERVER_EMBEDDER_BYTES": given or str(EMBEDDER_GPU_BYTES)}
 
 
 def port_from(environ: Mapping[str, str], variable: str, default: int) -> int:

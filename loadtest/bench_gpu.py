@@ -4,14 +4,17 @@ A real GPU: what was planned for it and what came, how fast it answers, how its 
     make bench-gpu [MODEL=<folder>] [OUT=reports/bench-gpu.json]
 
 Starts model_server and vLLM's CUDA build on the card with the most free memory, watches the card by
-NVML all the while, asks with 1, 8, 32 and 64 clients at a time, and stops it again.
+NVML all the while, asks with 1, 8, 32 and 64 clients at a time, puts it to sleep, wakes it, and stops it.
+Then the embedder runs on the card, under its cap, with batches that do not fit.
 Nobody else should use the card meanwhile: what they take counts as ours.
-The exit code is 1 if the engine took more than its budget, if its KV cache is not within 5 % of the
-plan, or if its memory did not come back; 3 where there is no GPU to do it on.
+The exit code is 1 if engine or embedder took more than they may, if the KV cache is not within 5 % of
+the plan, or if memory did not come back, asleep or at the end; 3 where there is no GPU to do it on.
 """
 
 import argparse
+import asyncio
 import json
+import os
 import re
 import sys
 import tempfile
@@ -27,12 +30,17 @@ import httpx2
 from loadtest.figures import percentile
 from loadtest.programs import commit, machine
 from model_server.devices import import_nvml
-from model_server.memory import GIB, human
+from model_server.memory import GIB, MIB, human
+from orchestrator.retrieval.embedder import Embedder
+from orchestrator.retrieval.embedder_model import bundled_embedder
 from tests.gpus import (
     BACK_S,
+    CONTEXT_BYTES,
     KV_TOLERANCE,
     MODEL_FOLDER,
+    START_S,
     Card,
+    Usage,
     cuda_model_server,
     watching,
     why_no_cuda_engine,
@@ -44,6 +52,12 @@ CONCURRENT = (1, 8, 32, 64)
 ANSWERS_EACH = 4
 ANSWER_TOKENS = 128
 PATIENCE_S = 300.0
+SLEEP_S = 60.0
+"""What may run gets to end first."""
+_POLL_S = 0.1
+CAP_BYTES = 256 * MIB
+CHUNKS = 1024
+"""Passages in one batch: they take several times the embedder's cap."""
 FILLER = "The gate is closed when the water in the harbour stands above the mark on the wall. "
 PROMPT = FILLER * 20
 
@@ -84,6 +98,10 @@ class Run:
         peak_bytes: The most that was taken of the card, beyond what was taken before.
         held_bytes: What was taken right before the engine was stopped.
         back_s: From its end until the card was as before; None if it was not in time.
+        sleep_back_s: The same of an order to sleep.
+        wake_s: From an order to wake until the engine was ready again.
+        embedder_peak_bytes: The most that the embedder took of the card, its CUDA context included.
+        chunks_per_s: Passages that it embedded a second.
     """
 
     plan: Mapping[str, Any]
@@ -96,6 +114,10 @@ class Run:
     peak_bytes: int
     held_bytes: int
     back_s: float | None
+    sleep_back_s: float | None
+    wake_s: float
+    embedder_peak_bytes: int
+    chunks_per_s: float
     levels: Sequence[Level]
 
     @property
@@ -115,6 +137,11 @@ class Run:
                 abs(planned - self.kv_tokens) < KV_TOLERANCE * self.kv_tokens
             ),
             f"memory not back {BACK_S:g} s after the end": self.back_s is not None,
+            f"memory not back {SLEEP_S:g} s after the order to sleep": self.sleep_back_s
+            is not None,
+            f"{human(self.embedder_peak_bytes)} taken by an embedder of {human(CAP_BYTES)}": (
+                self.embedder_peak_bytes <= CAP_BYTES + CONTEXT_BYTES
+            ),
         }
         return [what for what, held in promises.items() if not held]
 
@@ -130,21 +157,27 @@ def measure(card: Card, model: Path, folder: Path) -> Run:
             version = httpx2.get(f"{url}/version", trust_env=False).json()["version"]
             levels = [ask(url, name, concurrent) for concurrent in CONCURRENT]
             held = usage.now
+            sleep_back_s, wake_s = sleep_and_wake(server.url, usage)
             said = server.log.read_text(errors="replace")
         back_s = usage.back_after_s(held)
         peak = usage.peak()
+    embedder_peak, chunks_per_s = asyncio.run(embed(card))
     log = (folder / "engine.log").read_text(errors="replace")
     return Run(
         plan=plan,
         driver=card.driver,
         vllm=str(version),
-        start_s=float(_LOADED.findall(said)[-1]),
+        start_s=float(_LOADED.findall(said)[0]),
         kv_tokens=int(state["kv_tokens_reported"] or 0),
         weights_bytes=told_bytes(WEIGHTS, log),
         graphs_bytes=told_bytes(GRAPHS, log),
         peak_bytes=peak,
         held_bytes=held,
         back_s=back_s,
+        sleep_back_s=sleep_back_s,
+        wake_s=wake_s,
+        embedder_peak_bytes=embedder_peak,
+        chunks_per_s=chunks_per_s,
         levels=levels,
     )
 
@@ -185,6 +218,45 @@ def ask(url: str, model: str, concurrent: int) -> Level:
     )
 
 
+def sleep_and_wake(url: str, usage: Usage) -> tuple[float | None, float]:
+    """Seconds until a sleeping engine's memory was back (None: not in time), and until it was awake."""
+    held = usage.now
+    with httpx2.Client(base_url=url, timeout=60, trust_env=False) as control:
+        control.post("/sleep").raise_for_status()
+        back_s = usage.back_after_s(held, within_s=SLEEP_S)
+        control.post("/wake").raise_for_status()
+        began_s = time.monotonic()
+        while control.get("/state").raise_for_status().json()["state"] != "ready":
+            if time.monotonic() - began_s > START_S:
+                raise TimeoutError(f"the engine did not wake within {START_S:g} s")
+            time.sleep(_POLL_S)
+        return back_s, time.monotonic() - began_s
+
+
+async def embed(card: Card) -> tuple[int, float]:
+    """What the embedder takes of the card under its cap, in bytes, and passages a second."""
+    texts = [f"{number} {PROMPT}" for number in range(CHUNKS)]
+    os.environ["CUDA_VISIBLE_DEVICES"] = (
+        card.device.uuid
+    )  # for its process: the card that is watched
+    with watching(card) as usage:
+        embedder = Embedder(
+            model=bundled_embedder(),
+            threads=1,
+            max_batch=CHUNKS,
+            device="cuda",
+            gpu_memory_bytes=CAP_BYTES,
+        )
+        await embedder.start()
+        try:
+            began_s = time.monotonic()
+            await embedder.embed_passages(texts)
+            seconds = time.monotonic() - began_s
+        finally:
+            await embedder.aclose()
+        return usage.peak(), CHUNKS / seconds
+
+
 def told_bytes(pattern: re.Pattern[str], log: str) -> int | None:
     """The last figure that the engine's log gives in GiB, in bytes; None if it gives none."""
     found = pattern.findall(log)
@@ -194,9 +266,10 @@ def told_bytes(pattern: re.Pattern[str], log: str) -> int | None:
 def table(run: Run) -> str:
     """The run in Markdown."""
     plan, planned = run.plan, run.plan["bytes"]
+    embedder = f"{human(run.embedder_peak_bytes)} at the most, {run.chunks_per_s:.0f} passages/s"
     graphs = "unknown" if run.graphs_bytes is None else human(run.graphs_bytes)
     weights = "unknown" if run.weights_bytes is None else human(run.weights_bytes)
-    back = "not in time" if run.back_s is None else f"{run.back_s:.1f} s"
+    back = in_time(run.back_s)
     device = plan["device"]
     total = f"{human(planned['total'])} of {human(planned['budget'])}"
     rows = [
@@ -211,6 +284,9 @@ def table(run: Run) -> str:
         f"| total | {total} | {human(run.peak_bytes)} at the most |",
         f"| start | | {run.start_s:.0f} s |",
         f"| memory back after the end | {human(run.held_bytes)} held | {back} |",
+        f"| memory back asleep | {human(run.held_bytes)} held | {in_time(run.sleep_back_s)} |",
+        f"| awake again | | {run.wake_s:.0f} s |",
+        f"| embedder | {human(CAP_BYTES)} and its context | {embedder} |",
         "",
         "| at a time | tokens/s | median answer |",
         "|---|---|---|",
@@ -220,6 +296,11 @@ def table(run: Run) -> str:
         for level in run.levels
     ]
     return "\n".join(rows)
+
+
+def in_time(seconds: float | None) -> str:
+    """A time in words; None is one that was over before it came."""
+    return "not in time" if seconds is None else f"{seconds:.1f} s"
 
 
 def report(run: Run) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -27,7 +28,7 @@ from model_server.engines.base import Serving
 from model_server.engines.simulator import SimulatorEngine
 from model_server.engines.tgi import TgiEngine
 from model_server.engines.vllm import VllmEngine, missing_build_tools
-from model_server.errors import ModelServerError
+from model_server.errors import DoesNotFit, ModelServerError
 from model_server.hang_detector import Patience
 from model_server.lifecycle import Policy, Status
 from model_server.memory_monitor import MemoryMonitor
@@ -107,6 +108,7 @@ def _engine(
         kv_cache_bytes=settings.kv_cache_bytes,
         gpu_memory_utilization=settings.gpu_memory_utilization,
         reserve_bytes=settings.reserve_bytes,
+        embedder_bytes=settings.embedder_bytes,
         enforce_eager=eager,
     )
     shape = read_checkpoint(settings.model)
@@ -216,8 +218,19 @@ class _Starts:
         )
 
     def _planned(self, device: Device) -> PlannedEngine:
-        adjustments = self.remedies.adjustments
-        return _engine(self._settings, device, eager=self._eager, adjustments=adjustments)
+        known = self.remedies.adjustments
+
+        def planned(adjustments: Adjustments) -> PlannedEngine:
+            return _engine(self._settings, device, eager=self._eager, adjustments=adjustments)
+
+        try:
+            return planned(known)
+        except DoesNotFit as exc:
+            if not known.extra_bytes:
+                raise
+            # What was served before goes on being served: the monitor tells when memory runs short.
+            _log.warning("planned without what was seen beyond the plan: %s", exc.message)
+            return planned(replace(known, extra_bytes=0))
 
     async def _device_given_back(self) -> Device:
         """The device, with what the former engine held: a driver takes some time to give it back."""
@@ -274,6 +287,7 @@ def _monitor(supervisor: Supervisor, starts: _Starts, watch: MemoryWatch) -> Mem
         engine_pid=lambda: supervisor.status().pid,
         planned_bytes=lambda: starts.engine.plan.total_bytes,
         reserve_bytes=lambda: starts.engine.plan.sums.reserve,
+        on_held=lambda held, planned: starts.remedies.learn(held_bytes=held, planned_bytes=planned),
     )
 
 

@@ -35,6 +35,7 @@ class MemoryMonitor:
         engine_pid: Below which the engine runs now; None while there is none.
         planned_bytes: All that an engine which runs may take by its plan.
         reserve_bytes: What its plan leaves to others.
+        on_held: Told what the engine holds, and what was planned for it, at each look that knows.
 
     Attributes:
         reading: The last look; None before the first, and after one that failed.
@@ -47,6 +48,7 @@ class MemoryMonitor:
         engine_pid: Callable[[], int | None],
         planned_bytes: Callable[[], int],
         reserve_bytes: Callable[[], int],
+        on_held: Callable[[int, int], None] = lambda _held_bytes, _planned_bytes: None,
         gauge: PressureGauge | None = None,
         look_s: float = LOOK_S,
     ) -> None:
@@ -54,6 +56,7 @@ class MemoryMonitor:
         self._engine_pid = engine_pid
         self._planned_bytes = planned_bytes
         self._reserve_bytes = reserve_bytes
+        self._on_held = on_held
         self._gauge = gauge or PressureGauge()
         self._look_s = look_s
         self.reading: MemoryReading | None = None
@@ -72,13 +75,16 @@ class MemoryMonitor:
     async def look(self) -> None:
         """Look once; a look that fails or sees nothing leaves the level as it was."""
         pid = self._engine_pid()
+        planned = 0 if pid is None else self._planned_bytes()
         try:
             self.reading = await asyncio.to_thread(self._watch.look, pid)
         except Exception:  # noqa: BLE001 - whatever it is, the next look may see again
             _log.exception("memory cannot be looked at")
             self.reading = None
             return
-        self._judge(self.reading, planned_bytes=0 if pid is None else self._planned_bytes())
+        if self.reading.engine_bytes is not None and pid is not None and pid == self._engine_pid():
+            self._on_held(self.reading.engine_bytes, planned)
+        self._judge(self.reading, planned_bytes=planned)
 
     def _judge(self, reading: MemoryReading, *, planned_bytes: int) -> None:
         if reading.free_bytes is None:

@@ -39,6 +39,9 @@ _CUDA_RUNTIME_BYTES = 1 * GIB
 _CUDA_GRAPH_BYTES = 1 * GIB
 """Allowance for captured CUDA graphs, none when eager; not measured, vLLM logs the real figure."""
 
+_CUDA_CONTEXT_BYTES = 512 * MIB
+"""Allowance for the CUDA context and libraries of a second process on the card; not measured."""
+
 _LARGE_GPU_BYTES = 70 * GIB
 """From here on vLLM itself batches 8192 tokens, on smaller GPUs and CPUs 2048 (0.32, arg_utils)."""
 
@@ -53,8 +56,10 @@ class Goals:
         memory_limit_bytes: Cap for everything that the engine takes.
         gpu_memory_utilization: Cap, as a share of a GPU's whole memory.
         reserve_bytes: Free memory to leave to others.
+        embedder_bytes: What the embedder may allocate on the same card; 0 if it runs elsewhere.
         memory_share: Part of the budget that may be used at all; less than 1 after an engine ran
             out of memory.
+        extra_bytes: What the engine is known to take beyond the formulas.
     """
 
     max_model_len: int | None = None
@@ -63,8 +68,10 @@ class Goals:
     kv_cache_bytes: int | None = None
     gpu_memory_utilization: float = 0.90
     reserve_bytes: int | None = None
+    embedder_bytes: int = 0
     enforce_eager: bool = True
     memory_share: float = 1.0
+    extra_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +89,16 @@ class Sums:
     The bytes of a plan, one figure each.
 
     Attributes:
-        budget: What the engine may take in all: what is free, less the reserve, under every cap.
+        embedder: The embedder's slice of the card, its CUDA context included; 0 without one.
+        budget: What the engine may take in all: what is free, less the reserve and the embedder's
+            slice, under every cap.
     """
 
     weights: int
     activations: int
     runtime: int
     reserve: int
+    embedder: int
     budget: int
 
     @property
@@ -150,8 +160,15 @@ class Plan:
             ),
             Row("engine's own", human(sums.runtime), "vLLM's processes"),
             Row("total", human(self.total_bytes), f"of a budget of {human(sums.budget)}"),
+            *self._embedder_rows,
             Row("reserve", human(sums.reserve), "left to others"),
         )
+
+    @property
+    def _embedder_rows(self) -> tuple[Row, ...]:
+        slice_bytes = self.sums.embedder
+        note = "its cap and its CUDA context; not the engine's"
+        return (Row("embedder", human(slice_bytes), note),) if slice_bytes else ()
 
     def as_json(self) -> dict[str, Any]:
         """The plan for machines: every number in bytes or tokens, and the table's rows."""
@@ -181,7 +198,7 @@ def make_plan(*, device: Device, shape: ModelShape, goals: Goals) -> Plan:
     The plan that holds on this device.
 
     Raises:
-        ConfigurationError: If a goal is beyond what the model can do at all.
+        ConfigurationError: If a goal is beyond what the model or the device can do at all.
         DoesNotFit: If the memory does not reach for one sequence of full length; with the sums.
     """
     length = _max_model_len(device, shape, goals)
@@ -225,24 +242,39 @@ def _sums(device: Device, shape: ModelShape, goals: Goals, *, seqs: int) -> Sums
     reserve = goals.reserve_bytes
     if reserve is None:
         reserve = GIB if device.kind == "cpu" else 512 * MIB
-    caps = [device.free_bytes - reserve]
+    embedder = _embedder_slice(device, goals)
+    # The slice also counts when the embedder has taken it already: too little is safe.
+    caps = [device.free_bytes - reserve - embedder]
     if goals.memory_limit_bytes is not None:
         caps.append(goals.memory_limit_bytes)
     if device.kind == "cuda":
-        caps.append(int(device.total_bytes * goals.gpu_memory_utilization))
+        caps.append(int(device.total_bytes * goals.gpu_memory_utilization) - embedder)
     return Sums(
         weights=weights_bytes(shape),
         activations=activation_bytes(shape, max_num_batched_tokens=batched, max_num_seqs=seqs),
         runtime=_runtime_bytes(device, goals),
         reserve=reserve,
+        embedder=embedder,
         budget=max(0, int(min(caps) * goals.memory_share)),
     )
 
 
+def _embedder_slice(device: Device, goals: Goals) -> int:
+    if not goals.embedder_bytes:
+        return 0
+    if device.kind == "cpu":
+        raise ConfigurationError(
+            f"MODEL_SERVER_EMBEDDER_BYTES={goals.embedder_bytes} is a slice of a GPU, but the engine "
+            "runs on the CPU. Unset it, and ORCHESTRATOR_EMBEDDER_DEVICE too if both run there."
+        )
+    return goals.embedder_bytes + _CUDA_CONTEXT_BYTES
+
+
 def _runtime_bytes(device: Device, goals: Goals) -> int:
     if device.kind == "cpu":
-        return _CPU_RUNTIME_BYTES
-    return _CUDA_RUNTIME_BYTES + (0 if goals.enforce_eager else _CUDA_GRAPH_BYTES)
+        return _CPU_RUNTIME_BYTES + goals.extra_bytes
+    graphs = 0 if goals.enforce_eager else _CUDA_GRAPH_BYTES
+    return _CUDA_RUNTIME_BYTES + graphs + goals.extra_bytes
 
 
 def _kv_cache(
@@ -307,9 +339,13 @@ def _why_not(
         f"activations {human(sums.activations)} + engine {human(sums.runtime)} = "
         f"{human(sums.fixed + kv)}, but the budget is {human(sums.budget)} "
         f"({human(device.free_bytes)} free of {human(device.total_bytes)}, {human(sums.reserve)} "
-        f"reserved, caps applied). {human(sums.fixed + kv - sums.budget)} missing: free that much, "
+        f"reserved{_for_embedder(sums)}, caps applied). {human(sums.fixed + kv - sums.budget)} missing: free that much, "
         f"or raise the caps. {would}."
     )
+
+
+def _for_embedder(sums: Sums) -> str:
+    return f", {human(sums.embedder)} for the embedder" if sums.embedder else ""
 
 
 def _is_large(device: Device) -> bool:

@@ -2,17 +2,20 @@
 What is changed after the engine ended, so that it does not end the same way again; kept on disk.
 
 An engine that ran out of memory would run out of it again: it gets a notch less next time, and a
-program that is started anew begins with what the one before had learnt.
+program that is started anew begins with what the one before had learnt. So does one whose engine was
+seen to hold more than planned, before anything ends for that.
 """
 
 import json
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from model_server.alternatives import MIN_CONTEXT_TOKENS
+from model_server.memory import GIB, MIB, human
 from model_server.planner import Goals
 from model_server.start_errors import Cause, Cure, find_cause
 
@@ -24,6 +27,12 @@ NOTCH = 0.05
 MAX_NOTCHES = 6
 """Beyond a third less it is not the plan's size that is wrong."""
 
+MAX_EXTRA_BYTES = 2 * GIB
+"""What is held beyond that, and grows, is a leak: no plan is large enough for one."""
+
+_EXTRA_STEP_BYTES = 64 * MIB
+"""The excess is rounded up to this, so that an engine which breathes is not learnt from for ever."""
+
 
 @dataclass(frozen=True, slots=True)
 class Adjustments:
@@ -33,10 +42,12 @@ class Adjustments:
     Attributes:
         max_model_len: The context that the engine said would fit; None if it never did.
         notches: How often it ran out of memory.
+        extra_bytes: What it was seen to hold beyond the formulas of the plan.
     """
 
     max_model_len: int | None = None
     notches: int = 0
+    extra_bytes: int = 0
 
     def applied_to(self, goals: Goals) -> Goals:
         """The goals, lowered; never raised."""
@@ -44,7 +55,9 @@ class Adjustments:
         if self.max_model_len is not None:
             length = min(length or self.max_model_len, self.max_model_len)
         share = goals.memory_share * (1 - NOTCH * self.notches)
-        return replace(goals, max_model_len=length, memory_share=share)
+        return replace(
+            goals, max_model_len=length, memory_share=share, extra_bytes=self.extra_bytes
+        )
 
 
 class Remedies:
@@ -63,10 +76,38 @@ class Remedies:
         self._oom_kills = oom_kills
         self._kills_before = oom_kills()
         self.adjustments = self._load()
+        self._planned_extra = self.adjustments.extra_bytes
 
     def life_begins(self) -> None:
-        """An engine is about to be started."""
+        """An engine is about to be started, with the adjustments of now."""
         self._kills_before = self._oom_kills()
+        self._planned_extra = self.adjustments.extra_bytes
+
+    def learn(self, *, held_bytes: int, planned_bytes: int) -> None:
+        """
+        Plan for more from the next start on if the engine holds more than was planned for it.
+
+        Args:
+            held_bytes: What it holds of its device now.
+            planned_bytes: All that its plan allows it, with the extra that was known then.
+        """
+        known = self.adjustments.extra_bytes
+        if held_bytes <= planned_bytes or known >= MAX_EXTRA_BYTES:
+            return
+        steps = math.ceil((held_bytes - planned_bytes) / _EXTRA_STEP_BYTES)
+        extra = min(MAX_EXTRA_BYTES, self._planned_extra + steps * _EXTRA_STEP_BYTES)
+        if extra <= known:
+            return
+        self.adjustments = replace(self.adjustments, extra_bytes=extra)
+        self._save()
+        _log.warning(
+            "the engine holds %s, %s were planned: the next start plans for %s more than the "
+            "formulas (remembered in %s)",
+            human(held_bytes),
+            human(planned_bytes),
+            human(extra),
+            self._path,
+        )
 
     def consider(self, tail: Sequence[str], *, was_ready: bool) -> str | None:
         """
@@ -121,11 +162,13 @@ class Remedies:
             length = found.max_model_len
             if not 0 <= found.notches <= MAX_NOTCHES or not (length is None or length > 0):
                 return Adjustments()
+            if not 0 <= found.extra_bytes <= MAX_EXTRA_BYTES:
+                return Adjustments()
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return Adjustments()
         if found != Adjustments():
             _log.warning(
-                "an earlier engine here ran out of memory: %s; delete %s to forget it",
+                "an earlier engine here took more memory than planned: %s; delete %s to forget it",
                 asdict(found),
                 self._path,
             )

@@ -101,6 +101,13 @@ class Settings(BaseSettings):
         description="Free memory in bytes that the plan leaves to others. "
         "Unset: 1 GiB on a CPU, 512 MiB on a GPU.",
     )
+    embedder_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="What the orchestrator's embedder may allocate on the same GPU, in bytes "
+        "(ORCHESTRATOR_EMBEDDER_MEMORY_BYTES); the plan leaves that much and a CUDA context to it. "
+        "0: it runs on the CPU.",
+    )
     enforce_eager: Literal["auto", "true", "false"] = Field(
         default="auto",
         description="true: run without compiling, which starts in half the time and answers "

@@ -108,6 +108,8 @@ def assemble(settings: Settings) -> Components:
         model=model,
         threads=settings.embedder_threads or os.cpu_count() or 1,
         max_batch=settings.embedder_batch,
+        device=settings.embedder_device,
+        gpu_memory_bytes=settings.embedder_memory_bytes,
         request_timeout_s=settings.embedder_timeout_s,
         on_wait=on_wait,
     )

@@ -17,6 +17,9 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
+EMBEDDER_GPU_BYTES = GIB
+"""What the embedder may allocate on a GPU if nothing else is said."""
+
 
 class SettingsError(Exception):
     """The environment holds a setting that cannot be used; the message says which and why."""
@@ -256,6 +259,18 @@ class Settings(BaseSettings):
         None,
         description="Folder or Hugging Face id of a sentence-transformers model; default: the "
         "bundled all-MiniLM-L6-v2.",
+    )
+    embedder_device: str = Field(
+        "cpu",
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="Where the embedder computes: cpu, cuda or cuda:<number>. A GPU that it shares "
+        "with the engine has to be told to the plan: MODEL_SERVER_EMBEDDER_BYTES; make run does.",
+    )
+    embedder_memory_bytes: int = Field(
+        EMBEDDER_GPU_BYTES,
+        ge=128 * MIB,
+        description="Most that the embedder may allocate on a GPU, in bytes; a batch that does not "
+        "fit is halved. Its CUDA context comes on top. On a CPU it means nothing.",
     )
     embedder_threads: int = Field(
         0,

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from deploy.setup_environments import detect_device
 from model_server.devices import Device, find_gpus
+from model_server.memory import GIB
 from tests.running import Program, model_server
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +27,9 @@ START_S = 600.0
 
 KV_TOLERANCE = 0.05
 """Share by which the engine's KV cache may differ from the plan's, in tokens."""
+
+CONTEXT_BYTES = 1 * GIB
+"""The most that a CUDA context and its libraries take besides what torch allocates; not measured."""
 
 BACK_S = 10.0
 LEFT_SHARE = 0.02

@@ -62,6 +62,7 @@ class Embedder:
         request_timeout_s: Silence after which the child counts as hung, in seconds.
         look_s: Seconds between two looks at whether the child works on what it has.
         device: Where the child computes, in torch's words.
+        gpu_memory_bytes: The most that it may allocate on a GPU.
         command: How to start the child; ours unless a test says otherwise.
         on_wait: Told the lane ("embed_query", "embed_passages"), and how long a request waited in
             it before the child got it, in seconds.
@@ -79,6 +80,7 @@ class Embedder:
         request_timeout_s: float = 30.0,
         look_s: float = 0.25,
         device: str = "cpu",
+        gpu_memory_bytes: int = 1 << 30,
         command: Sequence[str] | None = None,
         on_wait: Callable[[str, float], None] = lambda _lane, _wait_s: None,
         clock: Callable[[], float] = time.monotonic,
@@ -86,7 +88,7 @@ class Embedder:
         self._command = command or (
             *(sys.executable, "-m", "orchestrator.retrieval.embedder_process"),
             *("--model", str(model), "--threads", str(threads), "--device", device),
-            *("--max-batch", str(max_batch)),
+            *("--max-batch", str(max_batch), "--gpu-memory-bytes", str(gpu_memory_bytes)),
         )
         self._max_batch = max_batch
         self._max_queued = max_queued

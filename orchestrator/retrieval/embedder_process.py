@@ -86,6 +86,31 @@ def cpu_has_bfloat16(cpuinfo: str) -> bool:
     return False
 
 
+def cap_gpu_memory(torch: Any, device: str, num_bytes: int) -> None:
+    """
+    Let torch allocate so many bytes on a GPU and no more: beyond them it raises OutOfMemoryError.
+
+    Before anything is allocated there: what is taken already is not given back.
+
+    Args:
+        torch: The module.
+        device: "cuda" or "cuda:<number>".
+        num_bytes: The cap; the CUDA context, which torch does not allocate, comes on top.
+
+    Raises:
+        SystemExit: If torch cannot compute there; with what to do about it.
+    """
+    index = int(device.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
+        raise SystemExit(
+            f"ORCHESTRATOR_EMBEDDER_DEVICE={device}, but torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} GPUs: set it to cpu, install the GPU's build "
+            "(make setup DEVICE=gpu), or look at CUDA_VISIBLE_DEVICES."
+        )
+    total = torch.cuda.get_device_properties(index).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, num_bytes / total), index)
+
+
 class Model:
     """
     A sentence-transformers model that gives unit vectors.
@@ -96,12 +121,16 @@ class Model:
         dtype: The arithmetic it runs in.
     """
 
-    def __init__(self, *, folder: Path, dtype: str, threads: int, device: str) -> None:
+    def __init__(
+        self, *, folder: Path, dtype: str, threads: int, device: str, gpu_memory_bytes: int
+    ) -> None:
         # Imported here so that stdout is out of the libraries' reach before they load.
         import torch  # noqa: PLC0415 - see above
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - see above
 
         torch.set_num_threads(threads)
+        if device.startswith("cuda"):
+            cap_gpu_memory(torch, device, gpu_memory_bytes)
         self._torch = torch
         self._threads = self._using = threads
         self._model = SentenceTransformer(str(folder), device=device)
@@ -222,12 +251,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--max-batch", type=int, default=16)
+    parser.add_argument("--gpu-memory-bytes", type=int, default=1 << 30)
     options = parser.parse_args()
     model = Model(
         folder=options.model,
         dtype=options.dtype,
         threads=options.threads,
         device=options.device,
+        gpu_memory_bytes=options.gpu_memory_bytes,
     )
     model.warm_up(options.max_batch)
     # The parent sends one request at a time, so nothing waits in our buffer while we look at the

@@ -96,6 +96,26 @@ def test_kill_9_of_the_engine_gives_its_memory_back_before_the_next_start(
     assert after["kv_tokens_planned"] >= 0.98 * before["kv_tokens_planned"]
 
 
+def test_a_sleeping_engine_leaves_the_card_and_comes_back_as_large(engine_card, tmp_path):
+    """Sleep gives back all that it held, by NVML and by its own account; the next order wakes it once."""
+    with watching(engine_card) as usage, cuda_model_server(engine_card, tmp_path) as server:
+        before, held = told(server, "/state"), usage.now
+        httpx2.post(f"{server.url}/sleep", trust_env=False).raise_for_status()
+        assert usage.back_after_s(held, within_s=60) is not None
+        asleep = told(server, "/state")
+        for _ in range(3):
+            httpx2.post(f"{server.url}/wake", trust_env=False).raise_for_status()
+        give_up_s = time.monotonic() + START_S
+        while (after := told(server, "/state"))["state"] != "ready":
+            assert time.monotonic() < give_up_s
+            time.sleep(0.1)
+        work(server)
+    assert asleep["state"] == "sleeping"
+    assert asleep["last_unload"]["freed_bytes"] >= 0.9 * held
+    assert (after["wakes"], after["restarts"]) == (1, 0)
+    assert after["kv_tokens_planned"] >= 0.98 * before["kv_tokens_planned"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_card_is_empty_when_model_server_is_gone(engine_card, tmp_path, number):
     """Killed with -9 or asked to stop, it leaves no engine and no memory taken."""

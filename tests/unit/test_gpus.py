@@ -128,6 +128,8 @@ class TestBench:
             ({"kv_tokens": 94_000}, "94000 tokens of KV cache where 100000 were planned"),
             ({"kv_tokens": 0}, "0 tokens of KV cache"),
             ({"back_s": None}, "memory not back 10 s after the end"),
+            ({"sleep_back_s": None}, "memory not back 60 s after the order to sleep"),
+            ({"embedder_peak_bytes": 2 * GIB}, "2.00 GiB taken by an embedder of 256 MiB"),
         ],
     )
     def test_a_promise_that_was_missed_is_named(self, seen, words):
@@ -142,6 +144,8 @@ class TestBench:
         assert "| weights | 1.00 GiB | 1.25 GiB |" in shown
         assert "graphs unknown" in shown
         assert "| 8 | 1024 | 1.00 s |" in shown
+        assert "| memory back asleep | 18.00 GiB held | 2.0 s |" in shown
+        assert "1.00 GiB at the most, 5000 passages/s" in shown
         told = bench_gpu.report(run)
         assert told["device"]["name"] == "Test GPU"
         assert told["commit"]
@@ -180,6 +184,10 @@ def a_run(**seen):
         "peak_bytes": 18 * GIB,
         "held_bytes": 18 * GIB,
         "back_s": 0.5,
+        "sleep_back_s": 2.0,
+        "wake_s": 20.0,
+        "embedder_peak_bytes": GIB,
+        "chunks_per_s": 5000.0,
         "levels": [level],
     }
     return bench_gpu.Run(**{**values, **seen})

@@ -110,6 +110,29 @@ def test_the_plan_for_machines(run, capsys):
     assert plan["environment"]["HF_HUB_OFFLINE"] == "1"
 
 
+def test_what_was_held_beyond_the_plan_is_planned_where_there_is_room(
+    run, capsys, tmp_path, caplog
+):
+    """A formula that was too low is made good from what is free; never at the price of not serving."""
+
+    def planned(**changes):
+        assert run("plan", "--json", **changes) == 0
+        return json.loads(capsys.readouterr().out)
+
+    before = planned()
+    total, runtime = before["bytes"]["total"], before["bytes"]["runtime"]
+    model = (tmp_path / "Some-Model").resolve()
+    subject = f"{model} on {before['device']['name']}"
+    (tmp_path / "logs").mkdir(exist_ok=True)
+    known = {"subject": subject, "extra_bytes": 256 << 20}
+    (tmp_path / "logs" / "adjustments.json").write_text(json.dumps(known))
+    assert planned()["bytes"]["runtime"] == runtime + (256 << 20)
+    assert "planned without" not in caplog.text
+    tight = planned(MODEL_SERVER_MEMORY_LIMIT_BYTES=str(total + (100 << 20)))
+    assert (tight["bytes"]["runtime"], tight["kv_tokens"]) == (runtime, before["kv_tokens"])
+    assert "planned without what was seen beyond the plan" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "exit_code", "words"),
     [

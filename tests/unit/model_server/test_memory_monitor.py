@@ -119,3 +119,18 @@ async def test_it_looks_until_cancelled():
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+
+
+async def test_what_the_engine_holds_is_told_beside_its_plan():
+    """Only of an engine that is there still, and only what is known."""
+    told, pids = [], [ENGINE, ENGINE, ENGINE, ENGINE, None, None]
+    watching = MemoryMonitor(
+        watch=Looks(reading(engine=5 * GIB), reading(engine=None), reading(engine=6 * GIB)),
+        engine_pid=lambda: pids.pop(0),
+        planned_bytes=lambda: 4 * GIB,
+        reserve_bytes=lambda: GIB,
+        on_held=lambda *pair: told.append(pair),
+    )
+    for _ in range(4):
+        await watching.look()
+    assert told == [(5 * GIB, 4 * GIB)]

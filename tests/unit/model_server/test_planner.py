@@ -1,5 +1,7 @@
 """The plan: what fits, what does not, and that it never takes more than it may."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -40,9 +42,12 @@ shapes = st.builds(
 ) | st.sampled_from(list(PUBLIC_MODELS.values()))
 
 
-@given(device=devices, shape=shapes, goals=goals)
-def test_a_plan_is_never_over_budget_and_holds_one_full_sequence(device, shape, goals):
-    """Whatever is asked, a plan keeps under every cap, leaves the reserve, and can serve one request."""
+@given(device=devices, shape=shapes, goals=goals, embedder=st.just(0) | st.integers(1, 8 * GIB))
+def test_a_plan_is_never_over_budget_and_holds_one_full_sequence(device, shape, goals, embedder):
+    """Whatever is asked, a plan keeps under every cap, leaves to others what is theirs, and can serve."""
+    if device.kind == "cpu":
+        embedder = 0  # a wrong setting has its own test
+    goals = replace(goals, embedder_bytes=embedder)
     assume((goals.max_model_len or 0) <= shape.max_position)  # a wrong setting has its own test
     try:
         plan = make_plan(device=device, shape=shape, goals=goals)
@@ -51,10 +56,10 @@ def test_a_plan_is_never_over_budget_and_holds_one_full_sequence(device, shape, 
     taken = taken_bytes(plan)
     assert plan.total_bytes == taken, "a part is missing from the planner's sum, or there twice"
     assert plan.sums.runtime >= GIB, "vLLM's own processes were forgotten"
-    assert taken <= device.free_bytes - plan.sums.reserve
+    assert taken <= device.free_bytes - plan.sums.reserve - embedder
     assert taken <= (goals.memory_limit_bytes or taken)
     if device.kind == "cuda":
-        assert taken <= device.total_bytes * goals.gpu_memory_utilization
+        assert taken + embedder <= device.total_bytes * goals.gpu_memory_utilization
         assert plan.gpu_memory_utilization * device.total_bytes <= device.free_bytes
     assert plan.kv_tokens >= plan.max_model_len
     assert plan.kv_tokens % block_tokens(device) == 0
@@ -95,6 +100,24 @@ def test_a_gpu_gives_all_of_its_budget_to_the_kv_cache():
     assert 0 <= plan.sums.budget - plan.total_bytes < 16 * kv_bytes_per_token(plan.shape)
     assert plan.max_num_seqs == 256
     assert plan.max_model_len == 8192
+
+
+def test_the_embedders_slice_of_a_gpu_is_its_own():
+    """Its cap and its CUDA context are left to it, and shown; a refusal names them too."""
+    alone = make_plan(device=make_gpu(), shape=make_shape(), goals=Goals())
+    beside = make_plan(device=make_gpu(), shape=make_shape(), goals=Goals(embedder_bytes=GIB))
+    assert alone.sums.embedder == 0
+    assert alone.sums.budget - beside.sums.budget == beside.sums.embedder > GIB
+    assert [row.value for row in beside.lines if row.what == "embedder"] == ["1.50 GiB"]
+    assert "embedder" not in {row.what for row in alone.lines}
+    with pytest.raises(DoesNotFit, match=r"4\.50 GiB for the embedder"):
+        make_plan(device=make_gpu(6 * GIB), shape=make_shape(), goals=Goals(embedder_bytes=4 * GIB))
+
+
+def test_a_cpu_has_no_slice_for_an_embedder():
+    """It is a mistake that says what to unset."""
+    with pytest.raises(ConfigurationError, match="Unset it, and ORCHESTRATOR_EMBEDDER_DEVICE"):
+        make_plan(device=make_cpu(), shape=make_shape(), goals=Goals(embedder_bytes=GIB))
 
 
 def test_a_gpu_without_bfloat16_serves_float16():

@@ -5,8 +5,15 @@ import json
 import pytest
 
 from model_server.errors import CheckpointError, DoesNotFit
+from model_server.memory import GIB, MIB
 from model_server.planner import Goals, make_plan
-from model_server.remedies import MAX_NOTCHES, NOTCH, Adjustments, Remedies
+from model_server.remedies import (
+    MAX_EXTRA_BYTES,
+    MAX_NOTCHES,
+    NOTCH,
+    Adjustments,
+    Remedies,
+)
 from tests.unit.model_server.making import make_gpu, make_shape
 
 OUT_OF_MEMORY = ["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"]
@@ -159,5 +166,51 @@ def test_what_is_remembered_is_whole(make, tmp_path):
     """JSON with the subject, for whoever looks into it."""
     make().consider(OUT_OF_MEMORY, was_ready=True)
     known = json.loads((tmp_path / "d" / "a.json").read_text())
-    assert known == {"subject": "a model on a card", "max_model_len": None, "notches": 1}
+    assert known == {
+        "subject": "a model on a card",
+        "max_model_len": None,
+        "notches": 1,
+        "extra_bytes": 0,
+    }
     assert not list((tmp_path / "d").glob("*.tmp"))
+
+
+class TestHeldBeyondThePlan:
+    """An engine that holds more than was planned for it is planned larger, before it runs short."""
+
+    def test_the_next_plan_has_room_for_it_and_remembers(self, make, caplog):
+        """Rounded up, said once, in the file for the next program; a plan takes it off the cache."""
+        remedies = make()
+        remedies.life_begins()
+        for held in (4 * GIB, 4 * GIB + 100 * MIB, 4 * GIB + 90 * MIB):
+            remedies.learn(held_bytes=held, planned_bytes=4 * GIB)
+        assert remedies.adjustments == make().adjustments == Adjustments(extra_bytes=128 * MIB)
+        assert caplog.text.count("were planned") == 1
+        usual, larger = (
+            make_plan(device=make_gpu(), shape=make_shape(), goals=goals)
+            for goals in (Goals(), remedies.adjustments.applied_to(Goals()))
+        )
+        assert larger.sums.runtime - usual.sums.runtime == 128 * MIB
+        assert larger.kv_cache_bytes < usual.kv_cache_bytes
+        assert larger.total_bytes <= larger.sums.budget
+
+    def test_a_next_life_adds_to_what_its_own_plan_had(self, make):
+        """What was planned for is not learnt twice; what comes on top of it is."""
+        remedies = make()
+        remedies.learn(held_bytes=4 * GIB + 64 * MIB, planned_bytes=4 * GIB)
+        remedies.life_begins()
+        remedies.learn(held_bytes=4 * GIB + 64 * MIB, planned_bytes=4 * GIB + 64 * MIB)
+        assert remedies.adjustments.extra_bytes == 64 * MIB
+        remedies.learn(held_bytes=4 * GIB + 65 * MIB, planned_bytes=4 * GIB + 64 * MIB)
+        assert remedies.adjustments.extra_bytes == 128 * MIB
+
+    def test_a_leak_is_not_planned_for(self, make):
+        """The extra has an end; and a file with more in it is none."""
+        remedies = make()
+        remedies.learn(held_bytes=40 * GIB, planned_bytes=4 * GIB)
+        assert remedies.adjustments.extra_bytes == MAX_EXTRA_BYTES
+
+    def test_less_than_planned_teaches_nothing(self, make, tmp_path):
+        """The formulas err upwards; nothing is written."""
+        make().learn(held_bytes=GIB, planned_bytes=4 * GIB)
+        assert not (tmp_path / "d" / "a.json").exists()

@@ -1,11 +1,14 @@
 """The embedder's own process: its wire, and which arithmetic it chooses."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from orchestrator.retrieval.embedder_process import (
+    Model,
+    cap_gpu_memory,
     cpu_has_bfloat16,
     read_header,
     serve,
@@ -80,3 +83,59 @@ def test_bfloat16_is_used_where_the_cpu_has_it(flags, expected):
     cpuinfo = f"processor : 0\nmodel name : a\nflags\t\t: {flags}\nbugs : avx512_bf16\n"
     assert cpu_has_bfloat16(cpuinfo) is expected
     assert cpu_has_bfloat16("") is False
+
+
+def make_torch(*, cards):
+    """A torch with so many cards of 8 GiB, which notes the caps that it is given."""
+    caps = []
+    cuda = SimpleNamespace(
+        device_count=lambda: cards,
+        get_device_properties=lambda _index: SimpleNamespace(total_memory=8 << 30),
+        set_per_process_memory_fraction=lambda share, index: caps.append((share, index)),
+        empty_cache=lambda: None,
+    )
+    return SimpleNamespace(__version__="2.0", cuda=cuda, OutOfMemoryError=MemoryError), caps
+
+
+@pytest.mark.parametrize(
+    ("device", "num_bytes", "cap"),
+    [("cuda", 1 << 30, (0.125, 0)), ("cuda:1", 2 << 30, (0.25, 1)), ("cuda", 9 << 30, (1.0, 0))],
+)
+def test_a_gpu_is_taken_up_to_the_cap(device, num_bytes, cap):
+    """Bytes become the share of the card that torch knows; never more than all of it."""
+    torch, caps = make_torch(cards=2)
+    cap_gpu_memory(torch, device, num_bytes)
+    assert caps == [cap]
+
+
+@pytest.mark.parametrize(("device", "cards"), [("cuda", 0), ("cuda:1", 1)])
+def test_a_gpu_that_is_not_there_is_said_with_what_to_do(device, cards):
+    """One line, and nothing is capped."""
+    torch, caps = make_torch(cards=cards)
+    with pytest.raises(SystemExit, match=f"EMBEDDER_DEVICE={device}, but .* set it to cpu"):
+        cap_gpu_memory(torch, device, 1 << 30)
+    assert caps == []
+
+
+class SmallModel(Model):
+    """One on a card that holds two texts at a time; a long text does not fit at all."""
+
+    def __init__(self):
+        self._torch, _ = make_torch(cards=1)
+        self.batches = []
+
+    def _embed(self, texts):
+        if len(texts) > 2 or "long" in texts:
+            raise self._torch.OutOfMemoryError
+        self.batches.append(list(texts))
+        return np.array([[float(len(text))] for text in texts], dtype=np.float32)
+
+
+def test_a_batch_that_does_not_fit_the_card_is_halved():
+    """Until it fits, in order; what does not fit alone is told."""
+    model = SmallModel()
+    texts = ["a", "bc", "def", "ghij", "klmno"]
+    assert model.embed(texts)[:, 0].tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert model.batches == [["a", "bc"], ["def"], ["ghij", "klmno"]]
+    with pytest.raises(MemoryError):
+        model.embed(["a", "long"])
