@@ -222,9 +222,9 @@ def sleep_and_wake(url: str, usage: Usage) -> tuple[float | None, float]:
     """Seconds until a sleeping engine's memory was back (None: not in time), and until it was awake."""
     held = usage.now
     with httpx2.Client(base_url=url, timeout=60, trust_env=False) as control:
-        control.post("/sleep").raise_for_status()
+        control.post("/sleep", json={}).raise_for_status()
         back_s = usage.back_after_s(held, within_s=SLEEP_S)
-        control.post("/wake").raise_for_status()
+        control.post("/wake", json={}).raise_for_status()
         began_s = time.monotonic()
         while control.get("/state").raise_for_status().json()["state"] != "ready":
             if time.monotonic() - began_s > START_S:

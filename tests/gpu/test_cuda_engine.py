@@ -29,6 +29,15 @@ def told(server, path):
     return httpx2.get(f"{server.url}{path}", trust_env=False).raise_for_status().json()
 
 
+def state_once(server, reached, *, within_s):
+    """The state, once it is as wished."""
+    give_up_s = time.monotonic() + within_s
+    while not reached(state := told(server, "/state")):
+        assert time.monotonic() < give_up_s, state
+        time.sleep(0.1)
+    return state
+
+
 def work(server):
     """Answers of some length, many at once, so that the engine takes all that it ever takes."""
     state = told(server, "/state")
@@ -85,9 +94,9 @@ def test_kill_9_of_the_engine_gives_its_memory_back_before_the_next_start(
         (process,) = [p for p in family if victim in " ".join(p.cmdline())]
         killed_s = time.monotonic()
         process.kill()
-        while (after := told(server, "/state"))["restarts"] == 0 or after["state"] != "ready":
-            assert time.monotonic() < killed_s + START_S
-            time.sleep(0.1)
+        after = state_once(
+            server, lambda now: now["restarts"] > 0 and now["state"] == "ready", within_s=START_S
+        )
         least = usage.least(since_s=killed_s)
     assert held > GIB
     assert least is not None
@@ -100,18 +109,16 @@ def test_a_sleeping_engine_leaves_the_card_and_comes_back_as_large(engine_card, 
     """Sleep gives back all that it held, by NVML and by its own account; the next order wakes it once."""
     with watching(engine_card) as usage, cuda_model_server(engine_card, tmp_path) as server:
         before, held = told(server, "/state"), usage.now
-        httpx2.post(f"{server.url}/sleep", trust_env=False).raise_for_status()
+        httpx2.post(f"{server.url}/sleep", json={}, trust_env=False).raise_for_status()
         assert usage.back_after_s(held, within_s=60) is not None
-        asleep = told(server, "/state")
+        asleep = state_once(
+            server, lambda now: now["last_unload"]["freed_bytes"] >= 0.9 * held, within_s=5
+        )
         for _ in range(3):
-            httpx2.post(f"{server.url}/wake", trust_env=False).raise_for_status()
-        give_up_s = time.monotonic() + START_S
-        while (after := told(server, "/state"))["state"] != "ready":
-            assert time.monotonic() < give_up_s
-            time.sleep(0.1)
+            httpx2.post(f"{server.url}/wake", json={}, trust_env=False).raise_for_status()
+        after = state_once(server, lambda now: now["state"] == "ready", within_s=START_S)
         work(server)
     assert asleep["state"] == "sleeping"
-    assert asleep["last_unload"]["freed_bytes"] >= 0.9 * held
     assert (after["wakes"], after["restarts"]) == (1, 0)
     assert after["kv_tokens_planned"] >= 0.98 * before["kv_tokens_planned"]
 
