@@ -54,11 +54,11 @@ class Told:
     One question: when it was asked, got its first token and ended, on this machine's clock, and how.
 
     Attributes:
-        token_s: None if no token came.
+        token_s: -inf if no token came.
     """
 
     asked_s: float
-    token_s: float | None
+    token_s: float
     ended_s: float
     outcome: str
 
@@ -114,11 +114,10 @@ class Askers:
         for thread in self._threads:
             thread.join()
 
-    def first_token_after(self, moment_s: float) -> float | None:
-        """When the first answer after a moment began, of those that have ended by now."""
+    def first_token_after(self, moment_s: float) -> float:
+        """When the first answer after a moment began, of those that have ended; inf if none did."""
         with self._lock:
-            tokens = [t.token_s for t in self._told if t.token_s is not None]
-        return min((at_s for at_s in tokens if at_s > moment_s), default=None)
+            return min((t.token_s for t in self._told if t.token_s > moment_s), default=math.inf)
 
     def running_at(self, moment_s: float) -> list[Told]:
         """The questions that were open at a moment, of those that have ended by now."""
@@ -139,12 +138,12 @@ class Askers:
 def _ask(http: httpx2.Client, question: str, tokens: int = ANSWER_TOKENS) -> Told:
     """Answered, or the code of the error that was told; anything else is a broken promise."""
     body = {"question": question, "max_tokens": tokens, "degrade": False, "stream": True}
-    asked_s, token_s, text = time.monotonic(), None, ""
+    asked_s, token_s, text = time.monotonic(), -math.inf, ""
     try:
         with http.stream("POST", "/ask", json=body) as answer:
             for part in answer.iter_text():
                 text += part
-                if token_s is None and "event: token" in text:
+                if token_s < asked_s and "event: token" in text:
                     token_s = time.monotonic()
         outcome = _outcome(answer.status_code, text)
     except httpx2.HTTPError as exc:
@@ -173,16 +172,16 @@ def kill_once(running: Stack, part: str, rng: random.Random) -> Kill:
         os.kill(victim.pid, signal.SIGKILL)
         killed_s = time.monotonic()
         freed = _until_ready(running, killed_s, free_before)
-        _until_answered(running, killed_s)
+        ours_s = _first_token(running, killed_s)
     # What was still on its way from the old engine came within the time for being told.
-    first_s = askers.first_token_after(killed_s + TOLD_S)
+    theirs_s = askers.first_token_after(killed_s + TOLD_S)
     open_then = askers.running_at(killed_s)
     return Kill(
         part=part,
         running=len(open_then),
         told_s=max((t.ended_s - killed_s for t in open_then), default=0.0),
         outcomes=tuple(sorted({t.outcome for t in open_then})),
-        again_s=math.inf if first_s is None else first_s - killed_s,
+        again_s=min(ours_s, theirs_s) - killed_s,
         load_s=float(_LOADED.findall(running.engine_process.log.read_text())[-1]),
         left=sum(is_running(process) for process in family),
         memory_back=freed / held,
@@ -212,12 +211,14 @@ def _until_ready(running: Stack, killed_s: float, free_before: int) -> int:
     raise SystemExit(f"the engine did not come back:\n{running.engine_process.tail()}")
 
 
-def _until_answered(running: Stack, killed_s: float) -> None:
+def _first_token(running: Stack, killed_s: float) -> float:
+    """When a question of our own got its first token."""
     question = HANDBOOK_QUESTIONS[0].question
-    while _ask(running.orchestrator.http, question, tokens=1).outcome != "answered":
+    while (told := _ask(running.orchestrator.http, question, tokens=1)).outcome != "answered":
         if time.monotonic() - killed_s > SERVES_AGAIN_S:
             raise SystemExit("no question was answered after the engine was ready again")
         time.sleep(LOOK_S)
+    return told.token_s
 
 
 def missed(kills: Sequence[Kill], answer_s: float) -> list[str]:
@@ -266,7 +267,7 @@ def main() -> int:
     question = HANDBOOK_QUESTIONS[0].question
     with tempfile.TemporaryDirectory() as folder, stack("vllm", Path(folder)) as running:
         alone = [_ask(running.orchestrator.http, question) for _ in range(3)]
-        answer_s = percentile([(t.token_s or math.inf) - t.asked_s for t in alone], 0.5) or 0.0
+        answer_s = percentile([t.token_s - t.asked_s for t in alone], 0.5) or 0.0
         for _ in range(options.kills):
             for part in PARTS:
                 kills.append(kill_once(running, part, rng))
