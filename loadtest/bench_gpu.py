@@ -42,6 +42,7 @@ from tests.gpus import (
     Card,
     Usage,
     cuda_model_server,
+    state_once,
     watching,
     why_no_cuda_engine,
     why_no_gpu,
@@ -54,7 +55,6 @@ ANSWER_TOKENS = 128
 PATIENCE_S = 300.0
 SLEEP_S = 60.0
 """What may run gets to end first."""
-_POLL_S = 0.1
 CAP_BYTES = 256 * MIB
 CHUNKS = 1024
 """Passages in one batch: they take several times the embedder's cap."""
@@ -226,19 +226,15 @@ def sleep_and_wake(url: str, usage: Usage) -> tuple[float | None, float]:
         back_s = usage.back_after_s(held, within_s=SLEEP_S)
         control.post("/wake", json={}).raise_for_status()
         began_s = time.monotonic()
-        while control.get("/state").raise_for_status().json()["state"] != "ready":
-            if time.monotonic() - began_s > START_S:
-                raise TimeoutError(f"the engine did not wake within {START_S:g} s")
-            time.sleep(_POLL_S)
+        state_once(url, lambda now: now["state"] == "ready", within_s=START_S)
         return back_s, time.monotonic() - began_s
 
 
 async def embed(card: Card) -> tuple[int, float]:
     """What the embedder takes of the card under its cap, in bytes, and passages a second."""
     texts = [f"{number} {PROMPT}" for number in range(CHUNKS)]
-    os.environ["CUDA_VISIBLE_DEVICES"] = (
-        card.device.uuid
-    )  # for its process: the card that is watched
+    # Its process sees the card that is watched, and no other.
+    os.environ["CUDA_VISIBLE_DEVICES"] = card.device.uuid
     with watching(card) as usage:
         embedder = Embedder(
             model=bundled_embedder(),
@@ -269,7 +265,6 @@ def table(run: Run) -> str:
     embedder = f"{human(run.embedder_peak_bytes)} at the most, {run.chunks_per_s:.0f} passages/s"
     graphs = "unknown" if run.graphs_bytes is None else human(run.graphs_bytes)
     weights = "unknown" if run.weights_bytes is None else human(run.weights_bytes)
-    back = in_time(run.back_s)
     device = plan["device"]
     total = f"{human(planned['total'])} of {human(planned['budget'])}"
     rows = [
@@ -283,7 +278,7 @@ def table(run: Run) -> str:
         f"| activations | {human(planned['activations'])} | in the total |",
         f"| total | {total} | {human(run.peak_bytes)} at the most |",
         f"| start | | {run.start_s:.0f} s |",
-        f"| memory back after the end | {human(run.held_bytes)} held | {back} |",
+        f"| memory back after the end | {human(run.held_bytes)} held | {in_time(run.back_s)} |",
         f"| memory back asleep | {human(run.held_bytes)} held | {in_time(run.sleep_back_s)} |",
         f"| awake again | | {run.wake_s:.0f} s |",
         f"| embedder | {human(CAP_BYTES)} and its context | {embedder} |",

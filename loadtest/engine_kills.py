@@ -47,7 +47,6 @@ SERVES_AGAIN_S = 300.0
 MEMORY_BACK_SHARE = 0.9
 LOOK_S = 0.05
 SEED = 20260701
-MEMORY = MemoryWatch(device=find_cpu, environ={}, nvml=None)
 _PAGES_AT_A_CORE = re.compile(r"^ +count: +(\d+)$", re.MULTILINE)
 _LOADED = re.compile(r"engine ready after ([0-9.]+) s")
 
@@ -168,7 +167,8 @@ def _outcome(status: int, text: str) -> str:
 def kill_once(running: Stack, part: str, rng: random.Random) -> Kill:
     """Wait for a random moment under load, kill one process, and see what comes of it."""
     family = _family(running)
-    held = MEMORY.returnable_bytes(running.keeper()["pid"]) or 0
+    memory = MemoryWatch(device=find_cpu, environ={}, nvml=None)
+    held = memory.returnable_bytes(running.keeper()["pid"]) or 0
     (victim,) = [p for p in family if PARTS[part] in " ".join(p.cmdline())]
     documents = _documents(running)
     with Askers(running.orchestrator.url) as askers:

@@ -7,11 +7,13 @@ Shared by `tests/gpu` and `make bench-gpu`.
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+import httpx2
 
 from deploy.setup_environments import detect_device
 from model_server.devices import Device, find_gpus
@@ -37,6 +39,7 @@ LEFT_SHARE = 0.02
 
 _SAMPLE_S = 0.02
 _LOOK_S = 0.05
+_STATE_LOOK_S = 0.1
 
 
 def why_no_gpu(
@@ -167,6 +170,20 @@ def watching(card: Card) -> Iterator[Usage]:
     finally:
         over.set()
         thread.join()
+
+
+def told(url: str, path: str) -> Any:
+    """What a page of model_server's control API says."""
+    return httpx2.get(f"{url}{path}", timeout=60, trust_env=False).raise_for_status().json()
+
+
+def state_once(url: str, reached: Callable[[Any], bool], *, within_s: float) -> Any:
+    """The state of the model_server at `url`, once it is as wished; an AssertionError if it is not."""
+    give_up_s = time.monotonic() + within_s
+    while not reached(state := told(url, "/state")):
+        assert time.monotonic() < give_up_s, state
+        time.sleep(_STATE_LOOK_S)
+    return state
 
 
 @contextmanager

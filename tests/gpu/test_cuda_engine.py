@@ -15,6 +15,8 @@ from tests.gpus import (
     LEFT_SHARE,
     START_S,
     cuda_model_server,
+    state_once,
+    told,
     watching,
 )
 
@@ -25,22 +27,9 @@ SHARE = 0.5
 LIMIT_BYTES = 5 * GIB
 
 
-def told(server, path):
-    return httpx2.get(f"{server.url}{path}", trust_env=False).raise_for_status().json()
-
-
-def state_once(server, reached, *, within_s):
-    """The state, once it is as wished."""
-    give_up_s = time.monotonic() + within_s
-    while not reached(state := told(server, "/state")):
-        assert time.monotonic() < give_up_s, state
-        time.sleep(0.1)
-    return state
-
-
 def work(server):
     """Answers of some length, many at once, so that the engine takes all that it ever takes."""
-    state = told(server, "/state")
+    state = told(server.url, "/state")
 
     def ask(number):
         content = f"{number} " + "The gate opens at low water. " * 100
@@ -73,7 +62,7 @@ def test_an_engine_keeps_under_its_cap_and_has_the_cache_that_was_planned(
     with watching(engine_card) as usage:
         with cuda_model_server(engine_card, tmp_path, **{name: value}) as server:
             work(server)
-            state, plan = told(server, "/state"), told(server, "/plan")
+            state, plan = told(server.url, "/state"), told(server.url, "/plan")
         peak = usage.peak()
     print(f"\n{name}={value}: {peak / GIB:.2f} GiB of {cap / GIB:.2f} at the most")
     assert plan["device"]["kind"] == "cuda"
@@ -88,14 +77,16 @@ def test_kill_9_of_the_engine_gives_its_memory_back_before_the_next_start(
 ):
     """Whichever of its processes is killed: the card is empty again, and the next engine as large."""
     with watching(engine_card) as usage, cuda_model_server(engine_card, tmp_path) as server:
-        before, held = told(server, "/state"), usage.now
+        before, held = told(server.url, "/state"), usage.now
         guard = psutil.Process(before["pid"])
         family = guard.children(recursive=True)
         (process,) = [p for p in family if victim in " ".join(p.cmdline())]
         killed_s = time.monotonic()
         process.kill()
         after = state_once(
-            server, lambda now: now["restarts"] > 0 and now["state"] == "ready", within_s=START_S
+            server.url,
+            lambda now: now["restarts"] > 0 and now["state"] == "ready",
+            within_s=START_S,
         )
         least = usage.least(since_s=killed_s)
     assert held > GIB
@@ -108,15 +99,15 @@ def test_kill_9_of_the_engine_gives_its_memory_back_before_the_next_start(
 def test_a_sleeping_engine_leaves_the_card_and_comes_back_as_large(engine_card, tmp_path):
     """Sleep gives back all that it held, by NVML and by its own account; the next order wakes it once."""
     with watching(engine_card) as usage, cuda_model_server(engine_card, tmp_path) as server:
-        before, held = told(server, "/state"), usage.now
+        before, held = told(server.url, "/state"), usage.now
         httpx2.post(f"{server.url}/sleep", json={}, trust_env=False).raise_for_status()
         assert usage.back_after_s(held, within_s=60) is not None
         asleep = state_once(
-            server, lambda now: now["last_unload"]["freed_bytes"] >= 0.9 * held, within_s=5
+            server.url, lambda now: now["last_unload"]["freed_bytes"] >= 0.9 * held, within_s=5
         )
         for _ in range(3):
             httpx2.post(f"{server.url}/wake", json={}, trust_env=False).raise_for_status()
-        after = state_once(server, lambda now: now["state"] == "ready", within_s=START_S)
+        after = state_once(server.url, lambda now: now["state"] == "ready", within_s=START_S)
         work(server)
     assert asleep["state"] == "sleeping"
     assert (after["wakes"], after["restarts"]) == (1, 0)
