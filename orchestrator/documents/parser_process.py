@@ -7,7 +7,7 @@ The program that reads PDFs: one JSON request a line on stdin, JSON replies on s
     down  {"op": "inspect", "path": "…", "max_pages": 5000, "cpu_s": 10}
     up    {"info": {"pages": 12}}
     down  {"op": "pages", "path": "…", "first": 1, "last": 16, "max_pages": 5000,
-           "max_chars_per_page": 400000, "cpu_s": 10}
+           "max_chars_per_page": 400000, "cpu_s": 10, "fast": true}
     up    {"page": {"number": 1, "text": "…", "flaw": null}}    one a page
     up    {"done": true, "resident_bytes": 61000000}            ends every request
     up    {"error": {"code": "damaged_document", "message": "…"}}    instead of that
@@ -64,13 +64,14 @@ class PdfServer:
             yield {"done": True, "resident_bytes": resident_bytes()}
         finally:
             if request["op"] == "inspect":
-                self._path = self._pdf = None
+                self._close()
 
     def _pages(self, request: dict[str, Any], *, cpu_s: float) -> Iterator[Reply]:
         pages = self._open(request).read_pages(
             first=int(request["first"]),
             last=int(request["last"]),
             max_chars_per_page=int(request["max_chars_per_page"]),
+            fast=bool(request["fast"]),
         )
         for page in pages:
             yield {"page": _as_json(page)}
@@ -79,10 +80,15 @@ class PdfServer:
     def _open(self, request: dict[str, Any], *, again: bool = False) -> OpenPdf:
         path = str(request["path"])
         if again or self._pdf is None or self._path != path:
-            self._path = self._pdf = None
+            self._close()
             self._pdf = OpenPdf.open(Path(path), max_pages=int(request["max_pages"]))
             self._path = path
         return self._pdf
+
+    def _close(self) -> None:
+        if self._pdf is not None:
+            self._pdf.close()
+        self._path = self._pdf = None
 
 
 def _as_json(page: Page) -> Reply:

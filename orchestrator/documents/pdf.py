@@ -1,5 +1,8 @@
 """
-PDF files become pages of text, by pypdf; whatever a damaged file raises stops here.
+PDF files become pages of text; whatever a damaged file raises stops here.
+
+pypdf opens the file, which tells what is wrong with it. PDFium reads the pages, which is some fourteen
+times faster; what it gives no text for, pypdf reads.
 
 Run it in the parser's process (`sandbox.py`), never beside an event loop: a hostile file can take
 any amount of time and memory, which only a process boundary bounds.
@@ -20,6 +23,7 @@ from pypdf.errors import (
 )
 
 from orchestrator.documents.findings import FlawedPage, PdfInfo
+from orchestrator.documents.pdfium_text import PdfiumText
 from orchestrator.documents.text_cleaning import clean
 from orchestrator.domain import Page
 from orchestrator.errors import (
@@ -37,6 +41,9 @@ __all__ = ["FlawedPage", "OpenPdf", "PdfInfo", "inspect", "read_pages"]
 
 _PDF_MARKS = (b"%PDF-", b"startxref", b"%%EOF")
 _HEADER_WITHIN_BYTES = 1 << 20
+_UNKNOWN = "\ufffd"
+_MANY_UNKNOWN = 0.1
+"""Of a page's characters: a font without a map, which the other reader may know better."""
 
 
 def inspect(path: Path, *, max_pages: int) -> PdfInfo:
@@ -56,25 +63,36 @@ def inspect(path: Path, *, max_pages: int) -> PdfInfo:
 
 
 def read_pages(
-    path: Path, *, first: int, last: int, max_chars_per_page: int, max_pages: int = 100_000
+    path: Path,
+    *,
+    first: int,
+    last: int,
+    max_chars_per_page: int,
+    max_pages: int = 100_000,
+    fast: bool = True,
 ) -> Iterator[Page]:
     """
     The pages `first` to `last`, in order, counted from 1; a `FlawedPage` where text was lost.
+
+    Without `fast` no native code reads them.
 
     Raises:
         DocumentError: As `inspect`, when the file cannot be opened; never for a single page.
         MemoryError: If a page needs more than the process may have.
     """
     pdf = OpenPdf.open(path, max_pages=max_pages)
-    return pdf.read_pages(first=first, last=last, max_chars_per_page=max_chars_per_page)
+    return pdf.read_pages(first=first, last=last, max_chars_per_page=max_chars_per_page, fast=fast)
 
 
 class OpenPdf:
     """A PDF that was opened, decrypted and found to have pages."""
 
-    def __init__(self, *, reader: PdfReader, pages: int, max_pages: int) -> None:
+    def __init__(self, *, data: bytes, reader: PdfReader, pages: int, max_pages: int) -> None:
+        self._data = data
         self._reader = reader
         self._max_pages = max_pages
+        self._quick: PdfiumText | None = None
+        self._quick_opened = False
         self.info = PdfInfo(pages=pages)
 
     @classmethod
@@ -95,14 +113,24 @@ class OpenPdf:
         with _limits(max_pages):
             reader = _reader(data)
             pages = _count_pages(reader, max_pages=max_pages)
-        return cls(reader=reader, pages=pages, max_pages=max_pages)
+        return cls(data=data, reader=reader, pages=pages, max_pages=max_pages)
 
-    def read_pages(self, *, first: int, last: int, max_chars_per_page: int) -> Iterator[Page]:
+    def read_pages(
+        self, *, first: int, last: int, max_chars_per_page: int, fast: bool = True
+    ) -> Iterator[Page]:
         """The pages `first` to `last`, as the function `read_pages`."""
         for number in range(first, last + 1):
-            yield self._page(number, max_chars=max_chars_per_page)
+            yield self._page(number, max_chars=max_chars_per_page, fast=fast)
 
-    def _page(self, number: int, *, max_chars: int) -> Page:
+    def close(self) -> None:
+        """Give back what native code holds of the file."""
+        if self._quick is not None:
+            self._quick.close()
+            self._quick = None
+
+    def _page(self, number: int, *, max_chars: int, fast: bool) -> Page:
+        if fast and (raw := self._quick_text(number, max_chars=max_chars + 1)):
+            return _cut(number, clean(raw), complete=len(raw) <= max_chars, max_chars=max_chars)
         try:
             with _limits(self._max_pages):
                 raw, complete = _text(self._reader.pages[number - 1], max_chars=max_chars)
@@ -112,12 +140,24 @@ class OpenPdf:
             return FlawedPage(
                 number, "", f"Page {number} could not be read ({type(exc).__name__})."
             )
-        text = clean(raw)
-        if complete and len(text) <= max_chars:
-            return Page(number, text)
-        return FlawedPage(
-            number, text[:max_chars], f"Page {number} was cut after {max_chars:,} characters."
-        )
+        return _cut(number, clean(raw), complete=complete, max_chars=max_chars)
+
+    def _quick_text(self, number: int, *, max_chars: int) -> str:
+        """What PDFium reads on a page; "" if that is nothing, or not to be trusted."""
+        if not self._quick_opened:
+            self._quick_opened = True
+            self._quick = PdfiumText.open(self._data, pages=self.info.pages)
+        raw = self._quick.text(number, max_chars=max_chars) if self._quick else None
+        if not raw or raw.isspace() or raw.count(_UNKNOWN) > _MANY_UNKNOWN * len(raw):
+            return ""
+        return raw
+
+
+def _cut(number: int, text: str, *, complete: bool, max_chars: int) -> Page:
+    if complete and len(text) <= max_chars:
+        return Page(number, text)
+    reason = f"Page {number} was cut after {max_chars:,} characters."
+    return FlawedPage(number, text[:max_chars], reason)
 
 
 class _LongEnough(Exception):

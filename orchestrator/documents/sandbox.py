@@ -207,10 +207,11 @@ class ParserSandbox:
         if wanted is None:
             return None
         return asyncio.create_task(
-            self._window(path, wanted, within_s=reading.remaining_s()), name="parse-window"
+            self._window(path, wanted, fast=not reading.careful, within_s=reading.remaining_s()),
+            name="parse-window",
         )
 
-    async def _window(self, path: Path, wanted: range, *, within_s: float) -> "_Window":
+    async def _window(self, path: Path, wanted: range, *, fast: bool, within_s: float) -> "_Window":
         """The wanted pages, or as many as the worker gave before it was lost."""
         pages: list[Page] = []
         cause: LossCause | None = None
@@ -219,7 +220,7 @@ class ParserSandbox:
         try:
             async with self._readers.lease() as worker:
                 began_s = self._clock()
-                worker.send(self._request(path, wanted))
+                worker.send(self._request(path, wanted, fast=fast))
                 while "done" not in reply and "error" not in reply:
                     left_s = within_s - (self._clock() - began_s)
                     reply = await worker.reply(within_s=min(left_s, self._limits.stall_s))
@@ -234,7 +235,7 @@ class ParserSandbox:
             cause = LossCause.CRASHED
         return _Window(pages=pages, cause=cause, spent_s=self._clock() - began_s)
 
-    def _request(self, path: Path, wanted: range) -> dict[str, Any]:
+    def _request(self, path: Path, wanted: range, *, fast: bool) -> dict[str, Any]:
         return {
             "op": "pages",
             "path": str(path),
@@ -243,6 +244,7 @@ class ParserSandbox:
             "max_pages": self._limits.max_pages,
             "max_chars_per_page": self._limits.max_chars_per_page,
             "cpu_s": self._limits.cpu_s_per_page,
+            "fast": fast,
         }
 
     def _verdict(self, cause: LossCause, allowed_s: float) -> DocumentError:
@@ -274,7 +276,13 @@ class _Reading:
         """The pages to ask for next, or None when all are there."""
         if self._next > self._total:
             return None
-        return range(self._next, min(self._next + self._limits.window_pages, self._total + 1))
+        count = 1 if self.careful else self._limits.window_pages
+        return range(self._next, min(self._next + count, self._total + 1))
+
+    @property
+    def careful(self) -> bool:
+        """Whether the next page has cost a worker already: it is read alone, without native code."""
+        return self._suspect == self._next
 
     def remaining_s(self) -> float:
         """Seconds of reading that are left."""
@@ -300,16 +308,16 @@ class _Reading:
             allowed_s = self._limits.wall_s_per_document
             raise _verdict(LossCause.STALLED, limits=self._limits, allowed_s=allowed_s)
         if window.cause is not None:
-            pages += self._blame(window.cause, alone=not window.pages)
+            pages += self._blame(window.cause)
         return pages
 
-    def _blame(self, cause: LossCause, *, alone: bool) -> list[Page]:
-        # Only a page that a worker began with is to blame: earlier pages fill memory, too. And a
-        # worker may die of something else, so that, CPU time apart, it takes two to be sure.
-        number = self._next
-        if not alone or (cause is not LossCause.CPU and self._suspect != number):
-            self._suspect = number
+    def _blame(self, cause: LossCause) -> list[Page]:
+        # It takes two losses to be sure: earlier pages fill memory, too, native code may be at
+        # fault, and a worker may die of something else.
+        if not self.careful:
+            self._suspect = self._next
             return []
+        number = self._next
         self._lost += 1
         allowed_s = self._limits.cpu_s_per_page
         verdict = _verdict(cause, limits=self._limits, allowed_s=allowed_s)

@@ -26,7 +26,8 @@ _CHARACTERS: dict[int, str | None] = {
 }
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_SOFT_HYPHEN_AT_LINE_END = re.compile("\u00ad[ \t]*\r?\n[ \t]*")
+# PDFium writes U+FFFE, older ones U+0002, for the hyphen of a word that it knows to be broken.
+_SOFT_HYPHEN_AT_LINE_END = re.compile("[\u00ad\ufffe\u0002][ \t]*\r?\n[ \t]*")
 _HYPHEN_AT_LINE_END = re.compile("([a-zß-öø-ÿ]{2})[-\u2010]\n([a-zß-öø-ÿ]{2})")
 _SPACES_RUN = re.compile(" {2,}")
 _SPACES_AROUND_LINE_END = re.compile(" ?\n ?")

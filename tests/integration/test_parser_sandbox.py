@@ -104,7 +104,7 @@ async def test_a_file_that_is_gone_is_the_stores_fault(tmp_path):
 
 
 async def test_an_endless_page_costs_one_worker_and_only_itself(saved):
-    """CPU time ends the worker of an endless page; it is left out, and the next file is read."""
+    """CPU time ends its worker, twice; the page is left out, and the next file is read."""
     endless, good = saved(pdfs.operand_bomb(1_900_000)), saved(pdfs.handbook(), "good.pdf")
     async with running(cpu_s_per_page=1) as (sandbox, losses):
         before = sandbox.pids
@@ -112,7 +112,7 @@ async def test_an_endless_page_costs_one_worker_and_only_itself(saved):
         (page,) = await read(sandbox, endless)
         assert isinstance(page, FlawedPage)
         assert LOST in page.reason
-        assert losses == [LossCause.CPU]
+        assert losses == [LossCause.CPU, LossCause.CPU]
         assert time.monotonic() - began_s < 20
         assert len(await read(sandbox, good)) == 7
         assert len(set(before) & set(sandbox.pids)) == 1

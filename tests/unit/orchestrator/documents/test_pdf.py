@@ -4,6 +4,7 @@ import pytest
 
 from orchestrator import errors
 from orchestrator.documents.pdf import FlawedPage, inspect, read_pages
+from orchestrator.documents.pdfium_text import PdfiumText
 from tests import pdfs
 
 
@@ -148,3 +149,49 @@ def test_the_same_pdf_is_made_every_time():
     for make in (pdfs.handbook, pdfs.two_column, pdfs.table, pdfs.image_only):
         assert make() == make()
     assert pdfs.encrypted("x") == pdfs.encrypted("x")
+
+
+class TestTwoReaders:
+    """PDFium reads the pages, and pypdf what PDFium does not."""
+
+    @pytest.mark.parametrize("fast", [True, False])
+    @pytest.mark.parametrize(
+        "make", [pdfs.handbook, pdfs.two_column, pdfs.encrypted_empty_user_password]
+    )
+    def test_both_find_the_same_words(self, saved, make, fast):
+        """In the same order, whichever reads."""
+        words, others = (
+            [page.text.split() for page in texts(saved(make()), fast=kind)] for kind in (fast, True)
+        )
+        assert words == others
+        assert all(words)
+
+    def test_pypdf_reads_where_pdfium_finds_nothing(self, saved, monkeypatch):
+        """A page without text, one of unknown characters only, and a file that it cannot open."""
+        path = saved(pdfs.text_pdf(["Ebb."]))
+        for found in (None, "", " \r\n", "\ufffd" * 3 + "x"):
+            monkeypatch.setattr(PdfiumText, "text", lambda *_, found=found, **__: found)
+            assert [page.text for page in texts(path)] == ["Ebb."]
+        monkeypatch.setattr(PdfiumText, "open", lambda *_, **__: None)
+        assert [page.text for page in texts(path)] == ["Ebb."]
+
+    def test_without_native_code_none_is_called(self, saved, monkeypatch):
+        """The second reading of a page that cost a worker."""
+
+        def never(*_, **__):
+            raise AssertionError("PDFium was asked")
+
+        monkeypatch.setattr(PdfiumText, "open", never)
+        assert [page.text for page in texts(saved(pdfs.text_pdf(["Ebb."])), fast=False)] == ["Ebb."]
+
+    def test_a_file_with_other_pages_for_pdfium_is_pypdfs(self):
+        """Page numbers are what citations point to."""
+        data = pdfs.text_pdf(["one", "two"])
+        assert PdfiumText.open(data, pages=3) is None
+        assert PdfiumText.open(b"%PDF-1.7 nothing else", pages=1) is None
+        both = PdfiumText.open(data, pages=2)
+        assert both is not None
+        assert both.text(2, max_chars=100) == "two"
+        assert both.text(2, max_chars=2) == "tw"
+        assert both.text(3, max_chars=100) is None
+        both.close()
