@@ -15,7 +15,7 @@ SENTENCES := $(BIN)/interrogate --fail-under 100 --whitelist-regex '^test_'
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help run test test-unit simulation test-integration test-contract check loadtest costs relay \
-        overload seed-attack engine-kills engine-options false-kills before-after plans bench-gpu test-gpu nasty quality \
+        overload seed-attack engine-kills crash-kills upload-loop ingest engine-options false-kills before-after plans bench-gpu test-gpu nasty quality \
         setup setup-dev model lock docs clean safeguards
 
 help: ## this list
@@ -98,6 +98,19 @@ false-kills: setup-dev model ## 5x the load and the longest prompts, and no engi
 	@exec $(BIN)/python -m loadtest.false_kills $(if $(MINUTES),--minutes $(MINUTES)) \
 	    $(if $(PREFILLS),--prefills $(PREFILLS))
 
+crash-kills: setup-dev ## kill -9 of the orchestrator while documents come and go: KILLS=500 PDFS=<folder>
+	@exec $(BIN)/python -m loadtest.crash_kills $(if $(KILLS),--kills $(KILLS)) \
+	    $(if $(PDFS),--pdfs "$(PDFS)") $(if $(OUT),--out "$(OUT)")
+
+upload-loop: setup-dev ## uploads and deletions in a loop: memory and disk stay flat: ROUNDS=1000 PDFS=<folder>
+	@exec $(BIN)/python -m loadtest.upload_loop $(if $(ROUNDS),--rounds $(ROUNDS)) \
+	    $(if $(PDFS),--pdfs "$(PDFS)") $(if $(OUT),--out "$(OUT)")
+
+ingest: setup-dev ## pages/s against the embedder alone, cost by size, questions beside uploads: PDFS=<folder>
+	@test -n "$(PDFS)" || { echo "say which files: make ingest PDFS=<folder>"; exit 2; }
+	@exec $(BIN)/python -m loadtest.ingest --pdfs "$(PDFS)" $(if $(REPEATS),--repeats $(REPEATS)) \
+	    $(if $(PARTS),--parts $(PARTS)) $(if $(OUT),--out "$(OUT)")
+
 plans: setup-dev ## what fits of seven public models on cards of 8, 24 and 80 GB; none over its budget
 	@exec $(BIN)/python -m loadtest.plans
 
@@ -114,9 +127,8 @@ seed-attack: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## ten long question
 	@exec $(BIN)/python -m loadtest.seed_attack --engine $(or $(ENGINE),simulator) \
 	    $(if $(URL),--url "$(URL)")
 
-nasty: setup-dev ## upload every file of PDFS=<folder>, count the outcomes
-	@test -n "$(PDFS)" || { echo "say which files: make nasty PDFS=<folder>"; exit 2; }
-	@exec $(BIN)/python loadtest/nasty.py --pdfs "$(PDFS)"
+nasty: setup-dev ## upload files made to be endless, and those of PDFS=<folder>: count the outcomes
+	@exec $(BIN)/python -m loadtest.nasty --bombs $(if $(PDFS),--pdfs "$(PDFS)")
 
 quality: setup-dev ## gold page in the first 1, 5 and 10: PDFS=<folder> QUESTIONS=<file>
 	@test -n "$(PDFS)" -a -n "$(QUESTIONS)" || \

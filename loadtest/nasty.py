@@ -1,37 +1,45 @@
 """
 Upload every file of a folder, however odd, and see that each is taken or refused cleanly.
 
-    python loadtest/nasty.py --pdfs DIR                              starts an orchestrator itself
+    python loadtest/nasty.py --pdfs DIR --bombs                      starts an orchestrator itself
     python loadtest/nasty.py --pdfs DIR --base-url http://HOST:8080 --pid 1234
 
-Prints how often each outcome came, the slowest files, and memory before and after. The exit code is
-1 if any answer was a 5xx, had a code that is no document's error, or took too long, if memory did not
-come back to within 10 %, or if a traceback is in the log of an orchestrator that it started.
+`--bombs` adds files that are made to take all the time and memory of whoever reads them. Prints how
+often each outcome came, the slowest files, what a neighbour who searches meanwhile noticed, and memory
+before, at its peak, and after. The exit code is 1 if any answer was a 5xx, had a code that is no
+document's error, or took too long, if a search failed, if memory did not come back to within 10 %, or
+if a traceback is in the log of an orchestrator that it started.
 """
 
 import argparse
 import contextlib
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 import psutil
 
+from loadtest.figures import percentile
+from loadtest.upload_loop import PeakWatch
 from orchestrator.errors import DocumentError, leaves
+from tests import pdfs
 
 HANG_S = 60.0
 START_S = 180.0
 SETTLE_S = 5.0
 MAX_GROWTH = 0.10
 SLOWEST = 5
+SEARCH_EVERY_S = 0.25
 MIB = 1024 * 1024
 SERVER_ERROR = 500
 READY = "ready"
@@ -86,6 +94,77 @@ def memory_bytes(pid: int) -> int:
         with contextlib.suppress(psutil.NoSuchProcess):
             total += process.memory_info().rss
     return total
+
+
+class Neighbour:
+    """Somebody who searches all the time, and notes how long each answer took."""
+
+    def __init__(self, base_url: str) -> None:
+        self._client = httpx2.Client(base_url=base_url, timeout=HANG_S, trust_env=False)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._search, daemon=True)
+        self.seconds: list[float] = []
+        self.failures: list[str] = []
+
+    def start(self) -> None:
+        """Put a document in, and begin to search it."""
+        self._client.post(
+            "/upload",
+            params={"wait": "true"},
+            files={"file": ("handbook.pdf", pdfs.handbook(), "application/pdf")},
+            data={"collection": "neighbour"},
+        ).raise_for_status()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Search no more."""
+        self._stop.set()
+        self._thread.join()
+        self._client.close()
+
+    def _search(self) -> None:
+        body = {"question": "What does a fishing boat pay?", "collection": "neighbour"}
+        while not self._stop.wait(SEARCH_EVERY_S):
+            began_s = time.monotonic()
+            try:
+                response = self._client.post("/search", json=body)
+                found = response.is_success and response.json()["passages"]
+                if not found:
+                    self.failures.append(f"{response.status_code}: {response.text[:200]}")
+            except httpx2.HTTPError as exc:
+                self.failures.append(type(exc).__name__)
+            self.seconds.append(time.monotonic() - began_s)
+
+    def report(self) -> None:
+        """Print what was noticed."""
+        if not self.seconds:
+            return
+        p99_ms = 1000 * (percentile(self.seconds, 0.99) or 0)
+        print(
+            f"\na neighbour's {len(self.seconds)} searches: median "
+            f"{1000 * statistics.median(self.seconds):.0f} ms, p99 {p99_ms:.0f} ms, "
+            f"{len(self.failures)} failed"
+        )
+        for failure in self.failures[:SLOWEST]:
+            print(f"NOT ACCEPTABLE: a search failed: {failure}")
+
+
+def bombs(folder: Path) -> None:
+    """Files that are small to send and endless to read."""
+    made: dict[str, Callable[[], bytes]] = {
+        "pages-100000.pdf": lambda: pdfs.many_pages(100_000),
+        "pages-4900.pdf": lambda: pdfs.many_pages(4_900),
+        "page-tree-loop.pdf": pdfs.page_tree_loop,
+        "nesting-200.pdf": lambda: pdfs.deep_nesting(200),
+        "nesting-1000000.pdf": lambda: pdfs.deep_nesting(1_000_000),
+        "flate-4GB.pdf": lambda: pdfs.flate_bomb(4_000_000_000),
+        "flate-300MB.pdf": lambda: pdfs.flate_bomb(300_000_000),
+        "operands-30000000.pdf": lambda: pdfs.operand_bomb(30_000_000),
+        "text-30MB.pdf": lambda: pdfs.huge_text_page(30_000_000),
+        "junk-20MB.pdf": lambda: pdfs.junk_prefixed(20_000_000),
+    }
+    for name, make in made.items():
+        (folder / name).write_bytes(make())
 
 
 def report(outcomes: Sequence[Outcome], *, hang_s: float) -> None:
@@ -150,21 +229,32 @@ def wait_until_alive(base_url: str, process: subprocess.Popen[bytes]) -> None:
     raise RuntimeError(f"the orchestrator does not answer within {START_S:g} s")
 
 
-def run(*, folder: Path, base_url: str, pid: int | None, hang_s: float) -> int:
+def run(*, folders: Sequence[Path], base_url: str, pid: int | None, hang_s: float) -> int:
     """Upload all files, one after the other, and report; gives the exit code."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".pdf")
+    found = (path for folder in folders for path in folder.rglob("*"))
+    files = sorted(path for path in found if path.suffix.lower() == ".pdf")
     if not files:
-        print(f"no PDF in {folder}", file=sys.stderr)
+        print(f"no PDF in {', '.join(map(str, folders))}", file=sys.stderr)
         return 2
+    neighbour = Neighbour(base_url)
+    neighbour.start()
     before = memory_bytes(pid) if pid else 0
+    watch = PeakWatch(pid) if pid else None
+    if watch:
+        watch.start()
     with httpx2.Client(base_url=base_url, timeout=hang_s + 5) as client:
         outcomes = [upload(client, path) for path in files]
         alive = client.get("/healthz").is_success
+    neighbour.stop()
     report(outcomes, hang_s=hang_s)
+    neighbour.report()
+    if watch:
+        print(f"memory at its peak: {watch.stop() // MIB} MiB")
     back = memory_came_back(pid, before) if pid else True
     if not alive:
         print("NOT ACCEPTABLE: /healthz does not answer 200 afterwards")
-    return 0 if alive and back and all(o.acceptable(hang_s=hang_s) for o in outcomes) else 1
+    well = alive and back and not neighbour.failures
+    return 0 if well and all(o.acceptable(hang_s=hang_s) for o in outcomes) else 1
 
 
 def memory_came_back(pid: int, before: int) -> bool:
@@ -181,24 +271,30 @@ def memory_came_back(pid: int, before: int) -> bool:
 def main() -> int:
     """Read the command line, and run; gives the exit code."""
     parser = argparse.ArgumentParser(description="Upload a folder of odd PDFs and see what comes.")
-    parser.add_argument("--pdfs", type=Path, required=True, help="folder of PDFs")
+    parser.add_argument("--pdfs", type=Path, help="folder of PDFs")
+    parser.add_argument("--bombs", action="store_true", help="and files made to be endless")
     parser.add_argument("--base-url", help="a running orchestrator; default: start one")
     parser.add_argument("--pid", type=int, help="its process id, to see its memory")
     parser.add_argument(
         "--hang-s", type=float, default=HANG_S, help="seconds after which a file counts as hanging"
     )
     options = parser.parse_args()
-    if options.base_url:
-        return run(
-            folder=options.pdfs,
-            base_url=options.base_url,
-            pid=options.pid,
-            hang_s=options.hang_s,
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "orchestrator.log"
+    with tempfile.TemporaryDirectory() as place:
+        folders = [options.pdfs] if options.pdfs else []
+        if options.bombs:
+            folders.append(Path(place) / "bombs")
+            folders[-1].mkdir()
+            bombs(folders[-1])
+        if options.base_url:
+            return run(
+                folders=folders,
+                base_url=options.base_url,
+                pid=options.pid,
+                hang_s=options.hang_s,
+            )
+        log = Path(place) / "orchestrator.log"
         with orchestrator(log) as (base_url, pid):
-            code = run(folder=options.pdfs, base_url=base_url, pid=pid, hang_s=options.hang_s)
+            code = run(folders=folders, base_url=base_url, pid=pid, hang_s=options.hang_s)
         tracebacks = log.read_text(errors="replace").count("Traceback")
         print(f"tracebacks in the log: {tracebacks}")
         return code or int(tracebacks > 0)

@@ -102,6 +102,7 @@ def prepare(parts: Components) -> None:
         OrchestratorError: If the data folder cannot be used.
         EmbedderChangedError: If its vectors were made by another embedding model.
     """
+    parts.data_folder.claim()
     parts.store.open()
     _require_same_embedder(parts)
     _recount_if_changed(parts)
@@ -112,6 +113,7 @@ def prepare(parts: Components) -> None:
 async def running(parts: Components) -> AsyncIterator[None]:
     """Everything started, after `prepare`; closed in reverse when the block ends."""
     async with AsyncExitStack() as stack:
+        stack.callback(parts.data_folder.release)
         stack.callback(parts.store.close)
         stack.callback(parts.threads.close)
         stack.callback(parts.search_threads.close)
@@ -122,8 +124,14 @@ async def running(parts: Components) -> AsyncIterator[None]:
             stack.push_async_callback(parts.keeper.aclose)
         stack.push_async_callback(parts.embedder.aclose)
         stack.push_async_callback(parts.sandbox.aclose)
-        await asyncio.gather(parts.embedder.start(), parts.sandbox.start())
-        stack.push_async_callback(parts.threads.run, parts.indexes.save)
+        starting = [parts.embedder.start(), parts.sandbox.start()]
+        if parts.reranker is not None:
+            stack.push_async_callback(parts.reranker.aclose)
+            starting.append(parts.reranker.start())
+        await asyncio.gather(*starting)
+        stack.callback(parts.indexes.close)
+        await parts.housekeeper.start()
+        stack.push_async_callback(parts.housekeeper.aclose)
         for engine in engines:
             await engine.monitor.start()
             stack.push_async_callback(engine.monitor.aclose)
@@ -168,7 +176,9 @@ def _require_same_embedder(parts: Components) -> None:
             f"{parts.embedding_model}. Start with that model (ORCHESTRATOR_EMBEDDING_MODEL), or add "
             "the documents to another folder (ORCHESTRATOR_DATA_DIR)."
         )
-    parts.store.set_meta(EMBEDDER_META, current)
+    if known != current:
+        parts.jobs.forget_chunks()
+        parts.store.set_meta(EMBEDDER_META, current)
 
 
 def _recount_if_changed(parts: Components) -> None:
@@ -176,6 +186,7 @@ def _recount_if_changed(parts: Components) -> None:
     known = parts.store.get_meta(TOKENIZER_META)
     if known == parts.counter.fingerprint:
         return
+    parts.jobs.forget_chunks()
     recounted = parts.store.recount_prompt_tokens(parts.counter.count)
     parts.store.set_meta(TOKENIZER_META, parts.counter.fingerprint)
     if recounted:

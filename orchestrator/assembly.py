@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from orchestrator.concurrency import Threads
+from orchestrator.data_folder import DataFolder
 from orchestrator.documents.chunking import Chunker
 from orchestrator.documents.sandbox import ParserSandbox, SandboxLimits
 from orchestrator.domain import Answer
@@ -24,8 +25,10 @@ from orchestrator.generation.engine_monitor import EngineMonitor, EngineState
 from orchestrator.generation.engines import Engine
 from orchestrator.generation.tokenizer import EngineTokenizer, EstimatedTokens, TokenCounter
 from orchestrator.generation.wakening import Wakening
+from orchestrator.pipelines.document_files import DocumentFiles, UploadLimits
+from orchestrator.pipelines.housekeeping import Housekeeper
 from orchestrator.pipelines.ingestion import IngestionPipeline
-from orchestrator.pipelines.library import Library, UploadLimits
+from orchestrator.pipelines.library import Library, LibraryLimits
 from orchestrator.pipelines.query import QueryPipeline
 from orchestrator.resilience.admission import AdmissionGate, Bulkhead
 from orchestrator.resilience.admission_policy import AdmissionLimits
@@ -42,7 +45,10 @@ from orchestrator.retrieval.embedder_model import (
     bundled_embedder,
     embedding_dimension,
 )
+from orchestrator.retrieval.job_store import JobStore
 from orchestrator.retrieval.lexical_index import LexicalIndex
+from orchestrator.retrieval.remote_embedder import RemoteEmbedder
+from orchestrator.retrieval.reranker import Reranker
 from orchestrator.retrieval.retriever import Retriever
 from orchestrator.settings import Settings
 from orchestrator.telemetry.loop_lag import Liveness, LoopLag
@@ -69,9 +75,13 @@ class Components:
     search_threads: Threads
     lag: LoopLag
     liveness: Liveness | None
+    data_folder: DataFolder
     store: DocumentStore
+    jobs: JobStore
+    housekeeper: Housekeeper
     indexes: CollectionIndexes
-    embedder: Embedder
+    embedder: Embedder | RemoteEmbedder
+    reranker: Reranker | None
     sandbox: ParserSandbox
     counter: TokenCounter
     engine: Engine
@@ -91,11 +101,9 @@ def assemble(settings: Settings) -> Components:
     Every object, wired.
 
     Raises:
-        OSError: If the data folder cannot be made.
         TokenizerError: If the engine's tokenizer is named and cannot be loaded.
         FileNotFoundError: If the embedding model is not there.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
     metrics = Metrics()
     on_wait = metrics.waited
     threads = Threads(MAX_THREADS, name="store", on_wait=on_wait)
@@ -103,36 +111,48 @@ def assemble(settings: Settings) -> Components:
     counter = EngineTokenizer.load(settings.tokenizer) if settings.tokenizer else EstimatedTokens()
     model = embedding_folder(settings.embedding_model)
     store = DocumentStore(path=settings.data_dir / "tidegate.db")
-    breakers = _breakers(settings)
-    embedder = Embedder(
-        model=model,
-        threads=settings.embedder_threads or os.cpu_count() or 1,
-        max_batch=settings.embedder_batch,
-        device=settings.embedder_device,
-        gpu_memory_bytes=settings.embedder_memory_bytes,
-        request_timeout_s=settings.embedder_timeout_s,
-        on_wait=on_wait,
+    jobs = JobStore(store.database)
+    files = DocumentFiles(
+        folder=settings.data_dir,
+        limits=UploadLimits(settings.max_upload_bytes, settings.min_free_disk_bytes),
     )
+    breakers = _breakers(settings)
+    embedder = _embedder(settings, model, on_wait)
+    reranker = _reranker(settings, breakers, on_wait)
     sandbox = ParserSandbox(limits=_sandbox_limits(settings), workers=settings.parser_workers)
     indexes = CollectionIndexes(
-        folder=settings.data_dir / "indexes", store=store, dimension=embedding_dimension(model)
+        folder=settings.data_dir / "indexes",
+        store=store,
+        dimension=embedding_dimension(model),
+        wait_s=settings.index_wait_s,
+        idle_s=settings.index_idle_s,
+        exact_up_to=settings.exact_index_chunks,
     )
     ingestion = IngestionPipeline(
-        files=settings.data_dir / "files",
+        files=files,
         workers=settings.parser_workers + 1,
         sandbox=sandbox,
         chunker=_chunker(settings, EmbedderTokenizer(model)),
         embedder=embedder,
         store=store,
+        jobs=jobs,
         indexes=indexes,
         counter=counter,
         threads=threads,
+        max_failures=settings.ingestion_max_failures,
+        max_interruptions=settings.ingestion_max_interruptions,
+        lease_s=settings.ingestion_lease_s,
         on_done=_count_documents(metrics),
     )
     library = Library(
-        folder=settings.data_dir,
-        limits=UploadLimits(settings.max_upload_bytes, settings.min_free_disk_bytes),
+        files=files,
+        limits=LibraryLimits(
+            collection_documents=settings.max_collection_documents,
+            collection_bytes=settings.max_collection_bytes,
+            queued_documents=settings.max_queued_documents,
+        ),
         store=store,
+        jobs=jobs,
         sandbox=sandbox,
         ingestion=ingestion,
         indexes=indexes,
@@ -159,6 +179,7 @@ def assemble(settings: Settings) -> Components:
             embedder_breaker=breakers["embedder"],
             store_breaker=breakers["store"],
             embed_timeout_s=settings.embed_wait_s,
+            reranker=reranker,
         ),
         engine=engine,
         wakening=wakening,
@@ -178,9 +199,13 @@ def assemble(settings: Settings) -> Components:
         search_threads=search_threads,
         lag=lag,
         liveness=None if port is None else Liveness(port, lag, host=settings.host),
+        data_folder=DataFolder(settings.data_dir),
         store=store,
+        jobs=jobs,
+        housekeeper=Housekeeper(indexes=indexes, threads=threads),
         indexes=indexes,
         embedder=embedder,
+        reranker=reranker,
         sandbox=sandbox,
         counter=counter,
         engine=engine,
@@ -198,13 +223,21 @@ def assemble(settings: Settings) -> Components:
 
 def embedding_folder(model: str | None) -> Path:
     """
-    Where the embedding model is; downloaded if it is a Hugging Face id.
+    Where the embedding model is; the bundled one if none is named.
 
     Raises:
         FileNotFoundError: If it is neither a folder nor a model that the hub gives.
     """
-    if model is None:
-        return bundled_embedder()
+    return bundled_embedder() if model is None else model_folder(model, "EMBEDDING_MODEL")
+
+
+def model_folder(model: str, setting: str) -> Path:
+    """
+    Where a model is that this setting names; downloaded if it is a Hugging Face id.
+
+    Raises:
+        FileNotFoundError: If it is neither a folder nor a model that the hub gives.
+    """
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - 0.3 s that most starts save
@@ -213,7 +246,7 @@ def embedding_folder(model: str | None) -> Path:
         return Path(snapshot_download(model))
     except Exception as exc:
         raise FileNotFoundError(
-            f"ORCHESTRATOR_EMBEDDING_MODEL: {model} is neither a folder nor a model that the hub "
+            f"ORCHESTRATOR_{setting}: {model} is neither a folder nor a model that the hub "
             f"gave us ({exc})."
         ) from exc
 
@@ -236,6 +269,52 @@ def _chunker(settings: Settings, tokenizer: EmbedderTokenizer) -> Chunker:
         max_tokens=min(settings.chunk_tokens, tokenizer.max_tokens - PREFIX_TOKENS),
         overlap_tokens=settings.chunk_overlap_tokens,
         min_tokens=MIN_CHUNK_TOKENS,
+    )
+
+
+def _embedder(
+    settings: Settings, model: Path, on_wait: Callable[[str, float], None]
+) -> Embedder | RemoteEmbedder:
+    if settings.embedder_url is not None:
+        return RemoteEmbedder(
+            base_url=settings.embedder_url,
+            model=settings.embedder_served_model,
+            dimension=embedding_dimension(model),
+            api_key=settings.embedder_api_key,
+            max_batch=settings.embedder_batch,
+            request_timeout_s=settings.embedder_timeout_s,
+        )
+    return Embedder(
+        model=model,
+        threads=settings.embedder_threads or os.cpu_count() or 1,
+        max_batch=settings.embedder_batch,
+        device=settings.embedder_device,
+        gpu_memory_bytes=settings.embedder_memory_bytes,
+        request_timeout_s=settings.embedder_timeout_s,
+        on_wait=on_wait,
+    )
+
+
+def _reranker(
+    settings: Settings,
+    breakers: dict[str, CircuitBreaker],
+    on_wait: Callable[[str, float], None],
+) -> Reranker | None:
+    if settings.reranker_model is None:
+        return None
+    process = Embedder(
+        model=model_folder(settings.reranker_model, "RERANKER_MODEL"),
+        threads=settings.embedder_threads or os.cpu_count() or 1,
+        max_batch=settings.reranker_candidates,
+        request_timeout_s=settings.embedder_timeout_s,
+        cross_encoder=True,
+        on_wait=lambda _lane, wait_s: on_wait("rerank", wait_s),
+    )
+    return Reranker(
+        process=process,
+        breaker=breakers["reranker"],
+        candidates=settings.reranker_candidates,
+        wait_s=settings.rerank_wait_s,
     )
 
 
@@ -269,7 +348,8 @@ def _breakers(settings: Settings) -> dict[str, CircuitBreaker]:
         slow_rate=settings.breaker_slow_rate,
         open_s=settings.breaker_open_s,
     )
-    names = ["embedder", "store", *_engine_names(settings)]
+    reranker = [] if settings.reranker_model is None else ["reranker"]
+    names = ["embedder", "store", *reranker, *_engine_names(settings)]
     return {
         name: CircuitBreaker(name=name, policy=policy, on_change=_log_breaker) for name in names
     }
@@ -278,7 +358,7 @@ def _breakers(settings: Settings) -> dict[str, CircuitBreaker]:
 def _probes(
     settings: Settings,
     breakers: dict[str, CircuitBreaker],
-    embedder: Embedder,
+    embedder: Embedder | RemoteEmbedder,
     store: DocumentStore,
     threads: Threads,
 ) -> tuple[BreakerProbe, ...]:
@@ -296,7 +376,7 @@ def _probes(
             breaker=breakers["embedder"],
             attempt=embed,
             failures=(EmbedderUnavailable,),
-            worth_trying=lambda: embedder.alive,
+            worth_trying=lambda: embedder.alive or settings.embedder_url is not None,
         ),
         BreakerProbe(
             breaker=breakers["store"], attempt=read, failures=(StoreUnavailable, TimeoutError)

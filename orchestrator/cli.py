@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlencode
 
 import typer
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from rich.table import Table
 
 from orchestrator.client import Client, ClientError, ServerEvent
+from orchestrator.errors import OrchestratorError
 
 Url = Annotated[
     str, typer.Option("--url", envvar="TIDEGATE_URL", help="Where the orchestrator listens.")
@@ -45,12 +47,18 @@ def add(
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="PDFs.")],
     url: Url = DEFAULT_URL,
     collection: Collection = "default",
+    replace: Annotated[
+        str | None, typer.Option(help="Id of the document that goes when this one is ready.")
+    ] = None,
 ) -> None:
     """Add PDFs, and show how far each one is."""
+    if replace is not None and len(files) > 1:
+        Console().print("[red]--replace takes one file[/red]")
+        raise typer.Exit(2)
     failures = 0
     with Client(url) as client, _bars() as progress:
         for path in files:
-            failures += not _add_one(client, path, collection, progress)
+            failures += not _add_one(client, path, collection, replace, progress)
     if failures:
         raise typer.Exit(1)
 
@@ -75,6 +83,33 @@ def ask(
     with Client(url) as client, _told():
         for event in client.ask(body):
             _show_event(event, out)
+
+
+@cli.command()
+def documents(
+    url: Url = DEFAULT_URL,
+    collection: Annotated[str | None, typer.Option(help="Of this collection only.")] = None,
+    state: Annotated[str | None, typer.Option(help="In this state only, such as failed.")] = None,
+) -> None:
+    """List documents, newest first, and why a failed one failed."""
+    wanted = {"collection": collection, "status": state, "limit": "1000"}
+    query = urlencode({name: value for name, value in wanted.items() if value is not None})
+    with Client(url) as client, _told():
+        found = client.get(f"/documents?{query}")["documents"]
+    table = Table("id", "file", "state", "pages", "note")
+    for document in found:
+        note = (document["error"] or {}).get("message") or document["warning"] or ""
+        cells = (document["id"], document["filename"], document["status"], document["pages"], note)
+        table.add_row(*(escape(str(cell)) for cell in cells))
+    Console().print(table)
+
+
+@cli.command()
+def retry(document: Annotated[str, typer.Argument(help="Its id.")], url: Url = DEFAULT_URL) -> None:
+    """Start a failed document over."""
+    with Client(url) as client, _told():
+        found = client.post(f"/documents/{document}/retry")
+    Console().print(f"{escape(found['filename'])}: {found['status']}")
 
 
 @cli.command()
@@ -111,9 +146,24 @@ def wake(control_url: ControlUrl = DEFAULT_CONTROL_URL, control_key: ControlKey 
 
 
 @cli.command()
-def doctor(url: Url = DEFAULT_URL) -> None:
+def doctor(
+    url: Url = DEFAULT_URL,
+    *,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Look through this data folder instead: every document, chunk and file."),
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option(help="Put right what can be; the orchestrator has to be stopped.")
+    ] = False,
+) -> None:
     """Check each part, and say what to do about what is not well."""
     out = Console(soft_wrap=True)
+    if data_dir is not None:
+        raise typer.Exit(_examine(data_dir, out, repair=repair))
+    if repair:
+        out.print("[red]✗[/red] say which folder: tidegate doctor --data-dir .data --repair")
+        raise typer.Exit(2)
     try:
         with Client(url) as client:
             ready, found = client.get("/readyz"), client.get("/status")
@@ -129,9 +179,12 @@ def doctor(url: Url = DEFAULT_URL) -> None:
         out.print(f"{mark} {name} {dependency['status']} {escape(dependency['detail'])}".rstrip())
     if not found["engine"]["exact_token_counts"]:
         out.print("[yellow]![/yellow] token counts are estimates: set ORCHESTRATOR_TOKENIZER")
-    failed = found["documents"]["by_status"].get("failed", 0)
+    failed = found["documents"].get("by_status", {}).get("failed", 0)
     if failed:
-        out.print(f"[yellow]![/yellow] {failed} documents failed: GET /documents tells why")
+        out.print(
+            f"[yellow]![/yellow] {failed} documents failed: GET /documents?status=failed tells why, "
+            "POST /documents/<id>/retry tries again"
+        )
     if not well:
         raise typer.Exit(1)
 
@@ -170,12 +223,17 @@ def _bars() -> Progress:
     )
 
 
-def _add_one(client: Client, path: Path, collection: str, progress: Progress) -> bool:
+def _add_one(
+    client: Client, path: Path, collection: str, replace: str | None, progress: Progress
+) -> bool:
     """Whether the file became searchable."""
     bar = progress.add_task(escape(path.name), total=path.stat().st_size, state="uploading")
     try:
         document = client.upload(
-            path, collection=collection, on_bytes=lambda n: progress.advance(bar, n)
+            path,
+            collection=collection,
+            replaces=replace,
+            on_bytes=lambda n: progress.advance(bar, n),
         )
         for document in client.follow(document["id"]):  # noqa: B020 - the same one, further on
             _show_document(document, progress, bar)
@@ -268,3 +326,42 @@ def _tokens(gate: dict[str, Any]) -> str:
     whole = gate["capacity_tokens"]
     of = "an unknown number of" if whole is None else f"{whole:,}"
     return f"{gate['reserved_tokens']:,} of {of} tokens reserved"
+
+
+def _examine(folder: Path, out: Console, *, repair: bool) -> int:
+    """Look through a data folder and tell what is wrong; the exit code: 0 if nothing is."""
+    # The other commands speak HTTP, and start without a database.
+    from orchestrator.data_folder import DataFolder  # noqa: PLC0415 - see above
+    from orchestrator.retrieval.database import Database  # noqa: PLC0415 - see above
+    from orchestrator.retrieval.store_check import StoreCheck  # noqa: PLC0415 - see above
+
+    path = folder / "tidegate.db"
+    if not path.exists():
+        out.print(f"[red]✗[/red] {escape(str(path))} does not exist: name the data folder")
+        return 2
+    database, claimed = Database(path=path), DataFolder(folder)
+    try:
+        if repair:
+            claimed.claim()
+        database.open()
+        check = StoreCheck(folder=folder, database=database)
+        found = list(check.findings())
+        for finding in found:
+            cure = finding.repair or "cannot be repaired here"
+            out.print(f"[red]✗[/red] {escape(finding.what)} → {escape(cure)}", highlight=False)
+        left = check.repair(iter(found)) if repair and found else found
+    except OrchestratorError as exc:
+        out.print(f"[red]✗[/red] {escape(exc.message)}")
+        return 2
+    finally:
+        database.close()
+        claimed.release()
+    if not found:
+        out.print(
+            f"[green]✓[/green] {escape(str(folder))}: everything that belongs together is there"
+        )
+    elif repair:
+        out.print(f"{len(found) - len(left)} of {len(found)} findings put right")
+    elif any(finding.repair for finding in found):
+        out.print("stop the orchestrator, then: tidegate doctor --data-dir … --repair")
+    return 1 if left else 0

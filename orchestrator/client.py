@@ -88,7 +88,12 @@ class Client:
         return _checked(response.json())
 
     def upload(
-        self, path: Path, *, collection: str, on_bytes: Callable[[int], None] = lambda _: None
+        self,
+        path: Path,
+        *,
+        collection: str,
+        replaces: str | None = None,
+        on_bytes: Callable[[int], None] = lambda _: None,
     ) -> dict[str, Any]:
         """
         The document that a file became; it may still be on its way.
@@ -96,6 +101,7 @@ class Client:
         Args:
             path: The PDF.
             collection: Where it goes.
+            replaces: Id of the document that goes when this one is ready.
             on_bytes: Called with the number of bytes of each part that was sent.
 
         Raises:
@@ -111,7 +117,7 @@ class Client:
                         "application/pdf",
                     )
                 },
-                data={"collection": collection},
+                data={"collection": collection, "replaces": replaces or ""},
             )
         payload = response.json()
         if response.is_error:

@@ -40,6 +40,7 @@ class Document:
         error_message: The sentence that goes with it.
         warning: What a READY document lacks, e.g. pages without text; None when nothing.
         created_at: Seconds since the epoch.
+        replaces: The document that goes when this one becomes READY, in the same moment.
     """
 
     id: DocumentId
@@ -55,6 +56,7 @@ class Document:
     error_code: str | None = None
     error_message: str | None = None
     warning: str | None = None
+    replaces: DocumentId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,22 @@ class Page:
 
     number: int
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class FlawedPage(Page):
+    """
+    A page whose text is missing or cut short, although the rest of its document was read.
+
+    Attributes:
+        reason: One sentence for people; never text of the document.
+    """
+
+    reason: str
+
+
+Box: TypeAlias = tuple[float, float, float, float]
+"""Left, top, right, bottom of a part of a page, each as a share of its width or height, from 0 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +318,37 @@ class StoredChunk:
     chunk: Chunk
     embedding: np.ndarray[tuple[int], np.dtype[np.float32]]
     prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class StagedChunk:
+    """
+    What is done already of a document that is on its way, kept so that a restart goes on there.
+
+    Attributes:
+        text_sha256: Of the text that was embedded: the work holds only for the same text.
+    """
+
+    ordinal: int
+    text_sha256: bytes
+    embedding: np.ndarray[tuple[int], np.dtype[np.float32]]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """
+    What one transaction did to the chunks of a collection.
+
+    Attributes:
+        added: Chunks that can be found now, in the order of their document.
+        removed: Chunks that are gone.
+        replaced: The document that went with it; its file has to follow.
+    """
+
+    added: tuple[ChunkId, ...] = ()
+    removed: tuple[ChunkId, ...] = ()
+    replaced: DocumentId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ The one error tree of the orchestrator.
     │                      RouteNotFound · MethodNotAllowed · BodyTooLarge · UnsupportedMediaType ·
     │                      DocumentNotFound · CollectionNotFound · DocumentNotReady · ClientClosed
     ├─ DocumentError       NotAPdf · EmptyFile · DamagedDocument · EncryptedDocument · NoTextInDocument ·
-    │                      NoPages · TooManyPages · DocumentTooLarge · ParserTimeout · ParserOutOfMemory
-    ├─ StorageFull · StoreUnavailable · EmbedderUnavailable · CircuitOpen · NotReady · Internal
-    ├─ Overloaded          QueueFull · QueueTimeout
+    │                      NoPages · TooManyPages · DocumentTooLarge · ParserTimeout · ParserOutOfMemory ·
+    │                      IngestionInterrupted
+    ├─ StorageFull · CollectionFull · StoreUnavailable · IndexNotReady · EmbedderUnavailable · CircuitOpen · NotReady · Internal
+    ├─ Overloaded          QueueFull · QueueTimeout · IngestionQueueFull
     ├─ DeadlineExceeded
     └─ EngineError         EngineUnavailable · EngineOverloaded · EngineTimeout · EngineRejected ·
                            EngineProtocolError
@@ -200,6 +201,13 @@ class ParserOutOfMemory(DocumentError):
     code = "parser_out_of_memory"
 
 
+class IngestionInterrupted(DocumentError):
+    """The process ended again and again while it worked on this PDF, which may be the reason."""
+
+    code = "ingestion_interrupted"
+    retryable = True
+
+
 class StorageFull(OrchestratorError):
     """The data folder has no room for this."""
 
@@ -207,10 +215,23 @@ class StorageFull(OrchestratorError):
     retryable = True
 
 
+class CollectionFull(OrchestratorError):
+    """The collection holds as many documents, or bytes, as it may."""
+
+    code = "collection_full"
+
+
 class StoreUnavailable(OrchestratorError):
     """The document store cannot be read or written."""
 
     code = "store_unavailable"
+    retryable = True
+
+
+class IndexNotReady(OrchestratorError):
+    """The collection's vector index is being loaded or rebuilt: it is searched by words meanwhile."""
+
+    code = "index_not_ready"
     retryable = True
 
 
@@ -252,6 +273,12 @@ class QueueTimeout(Overloaded):
     """The request waited as long as it may and was not admitted."""
 
     code = "queue_timeout"
+
+
+class IngestionQueueFull(Overloaded):
+    """As many documents wait to be read as may."""
+
+    code = "ingestion_queue_full"
 
 
 class DeadlineExceeded(OrchestratorError):

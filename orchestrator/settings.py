@@ -219,6 +219,19 @@ class Settings(BaseSettings):
         1 * GIB, gt=0, description="Largest upload request, all its files together, in bytes."
     )
     max_upload_files: int = Field(20, gt=0, description="Files in one upload request.")
+    max_queued_documents: int = Field(
+        5000,
+        ge=1,
+        description="Documents that may wait to be read; the next upload gets 429.",
+    )
+    max_collection_documents: int = Field(
+        100_000, ge=1, description="Documents that a collection may hold; the next one gets 507."
+    )
+    max_collection_bytes: int = Field(
+        100 * GIB,
+        ge=1,
+        description="Bytes that the PDFs of a collection may take together; beyond it 507.",
+    )
     max_pages: int = Field(5000, gt=0, description="Most pages that a PDF may have.")
     max_document_chars: int = Field(
         20_000_000, gt=0, description="Most characters of text that a PDF may give."
@@ -244,6 +257,41 @@ class Settings(BaseSettings):
         ge=0,
         description="Disk kept free, in bytes; an upload that would use it gets 507.",
     )
+    ingestion_lease_s: float = Field(
+        60,
+        gt=0,
+        description="Seconds after which another worker takes up a document whose worker is silent.",
+    )
+    ingestion_max_failures: int = Field(
+        8,
+        ge=0,
+        description="How often in a row a full disk or a missing embedder may stop a document that "
+        "does not come further, before it is failed; the pauses grow from 2 to 60 seconds.",
+    )
+    ingestion_max_interruptions: int = Field(
+        3,
+        ge=1,
+        description="How often in a row the process may end while it works on a document that does "
+        "not come further, before it is failed: the document may be what ends it.",
+    )
+    index_wait_s: float = Field(
+        0.5,
+        gt=0,
+        description="Longest that a question waits for a vector index that is not in memory, in "
+        "seconds; then it is searched by words only.",
+    )
+    exact_index_chunks: int = Field(
+        100_000,
+        ge=1000,
+        description="Chunks of a collection up to which every search compares every vector; beyond "
+        "it vectors stand in lists, and a search finds at least 95 % of the ten exact neighbours.",
+    )
+    index_idle_s: float = Field(
+        3600,
+        gt=0,
+        description="Seconds without a question after which a collection's vector index leaves the "
+        "memory.",
+    )
     chunk_tokens: int = Field(
         150,
         ge=32,
@@ -259,6 +307,16 @@ class Settings(BaseSettings):
         None,
         description="Folder or Hugging Face id of a sentence-transformers model; default: the "
         "bundled all-MiniLM-L6-v2.",
+    )
+    embedder_url: str | None = Field(
+        None,
+        description="Server with /v1/embeddings (vLLM, TEI, OpenAI) that computes the vectors instead "
+        "of a process of ours; EMBEDDING_MODEL then names the folder of the model that it runs, for "
+        "its tokenizer and sizes.",
+    )
+    embedder_served_model: str = Field("default", description="What that server calls the model.")
+    embedder_api_key: str | None = Field(
+        None, description="Sent to that server as a bearer token, if it asks for one."
     )
     embedder_device: str = Field(
         "cpu",
@@ -289,6 +347,19 @@ class Settings(BaseSettings):
         description="Longest time for one batch, in seconds; then the embedder is restarted.",
     )
 
+    reranker_model: str | None = Field(
+        None,
+        description="Folder or Hugging Face id of a sentence-transformers cross-encoder that orders "
+        "what was found a second time, on the CPU; none by default.",
+    )
+    reranker_candidates: int = Field(
+        20, ge=2, le=100, description="Passages that the reranker reads with each question."
+    )
+    rerank_wait_s: float = Field(
+        2,
+        gt=0,
+        description="Longest wait for the reranker, in seconds; then the passages keep their order.",
+    )
     embed_wait_s: float = Field(
         2,
         gt=0,

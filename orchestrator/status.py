@@ -31,6 +31,7 @@ class StatusPicture:
             **{engine.name: self._engine(engine, spare=True) for engine in parts.fallbacks},
             "embedder": self._embedder(),
             "store": await self._store(),
+            **self._reranker(),
         }
 
     async def status(self) -> dict[str, Any]:
@@ -64,6 +65,13 @@ class StatusPicture:
                 **await self._documents(),
                 "queued": parts.ingestion.queued,
                 "running": parts.ingestion.running,
+            },
+            "indexes": {
+                "vectors": parts.indexes.sizes(),
+                "building": {
+                    name: {"vectors": done, "of": total}
+                    for name, (done, total) in parts.indexes.building().items()
+                },
             },
             "memory": {"rss_bytes": resident_bytes()},
             "process": {
@@ -109,9 +117,20 @@ class StatusPicture:
 
     def _embedder(self) -> Dependency:
         if not self._parts.embedder.alive:
-            detail = "The embedder's process is being restarted: searches are by words only."
+            detail = (
+                "The embedder does not answer, or is being restarted: searches are by words only."
+            )
             return Dependency("degraded", detail)
         return _by_breaker(self._parts.breakers["embedder"])
+
+    def _reranker(self) -> dict[str, Dependency]:
+        """If there is one; it is never the reason not to be ready."""
+        if self._parts.reranker is None:
+            return {}
+        if not self._parts.reranker.alive:
+            detail = "Its process is being restarted: passages keep the order of the search."
+            return {"reranker": Dependency("degraded", detail)}
+        return {"reranker": _by_breaker(self._parts.breakers["reranker"])}
 
     async def _store(self) -> Dependency:
         try:

@@ -257,6 +257,8 @@ def passage_json(passage: Passage) -> dict[str, Any]:
         "document_id": passage.document_id,
         "filename": passage.filename,
         "page": passage.page,
+        "char_start": passage.char_start,
+        "char_end": passage.char_end,
         "text": passage.text,
         "score": round(passage.score, 4),
     }

@@ -3,7 +3,7 @@
 import re
 from collections.abc import AsyncIterator
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from starlette.datastructures import UploadFile
@@ -12,6 +12,7 @@ from starlette.responses import FileResponse, JSONResponse
 from orchestrator.api.schemas import (
     COLLECTION_PATTERN,
     DEFAULT_COLLECTION,
+    BoxesResponse,
     DocumentOut,
     DocumentsResponse,
     ErrorResponse,
@@ -42,6 +43,10 @@ UPLOAD_SCHEMA = {
                     "properties": {
                         "file": {"type": "array", "items": {"type": "string", "format": "binary"}},
                         "collection": {"type": "string", "pattern": COLLECTION_PATTERN},
+                        "replaces": {
+                            "type": "string",
+                            "description": "Id of the document that goes when this one is ready.",
+                        },
                     },
                 }
             }
@@ -80,7 +85,18 @@ class DocumentRoutes:
         router.add_api_route(
             one, self.delete, methods=["DELETE"], status_code=HTTPStatus.NO_CONTENT
         )
+        router.add_api_route(
+            f"{one}/retry",
+            self.retry,
+            methods=["POST"],
+            status_code=HTTPStatus.ACCEPTED,
+            response_model=DocumentOut,
+            summary="Start a failed document over",
+        )
         router.add_api_route(f"{one}/events", self.events, methods=["GET"])
+        router.add_api_route(
+            f"{one}/boxes", self.boxes, methods=["GET"], response_model=BoxesResponse
+        )
         router.add_api_route(f"{one}/file", self.file, methods=["GET"])
         return router
 
@@ -98,7 +114,8 @@ class DocumentRoutes:
                 raise InvalidRequest(
                     "No file came in the field `file`. Send at least one PDF.", param="file"
                 )
-            work = self._accept_all(files, collection, wait=wait)
+            replaces = _replaces(form.get("replaces"), files)
+            work = self._accept_all(files, collection, replaces, wait=wait)
             entries, refusals = await unless_disconnected(request, work)
         if len(refusals) == len(entries):
             raise refusals[0]
@@ -110,12 +127,16 @@ class DocumentRoutes:
     async def documents(
         self,
         collection: str | None = Query(None, pattern=COLLECTION_PATTERN),
+        status: Annotated[DocumentStatus | None, Query(description="In this state only.")] = None,
         limit: int = Query(100, ge=1, le=MAX_PAGE),
         after: str | None = Query(None, description="`next` of the page before."),
     ) -> DocumentsResponse:
         """List documents, newest first."""
         found = await self._library.documents(
-            collection=collection, limit=limit + 1, after=DocumentId(after) if after else None
+            collection=collection,
+            status=status,
+            limit=limit + 1,
+            after=DocumentId(after) if after else None,
         )
         more = found[limit - 1].id if len(found) > limit else None
         return DocumentsResponse(
@@ -125,6 +146,10 @@ class DocumentRoutes:
     async def document(self, document_id: str) -> dict[str, Any]:
         """Tell where one document is."""
         return document_json(await self._library.get(DocumentId(document_id)))
+
+    async def retry(self, document_id: str) -> dict[str, Any]:
+        """Start a failed document over, from its first page."""
+        return document_json(await self._library.retry(DocumentId(document_id)))
 
     async def delete(self, document_id: str) -> Response:
         """Remove a document, its chunks and its file."""
@@ -143,6 +168,17 @@ class DocumentRoutes:
 
         return EventStream(frames(), request=request, close=changes.aclose, timers=self._timers)
 
+    async def boxes(
+        self,
+        document_id: str,
+        page: Annotated[int, Query(ge=1)],
+        start: Annotated[int, Query(ge=0)],
+        end: Annotated[int, Query(ge=1)],
+    ) -> dict[str, Any]:
+        """Tell where a passage stands on its page, for a viewer that marks it."""
+        found = await self._library.boxes(DocumentId(document_id), page, start, end)
+        return {"page": page, "boxes": found}
+
     async def file(self, document_id: str) -> Response:
         """Give the PDF back; ranges are honoured."""
         document = await self._library.get(DocumentId(document_id))
@@ -155,7 +191,12 @@ class DocumentRoutes:
         )
 
     async def _accept_all(
-        self, files: list[UploadFile], collection: str, *, wait: bool
+        self,
+        files: list[UploadFile],
+        collection: str,
+        replaces: DocumentId | None,
+        *,
+        wait: bool,
     ) -> tuple[list[dict[str, Any]], list[OrchestratorError]]:
         """One entry a file, and the errors of those that were refused."""
         entries: list[dict[str, Any]] = []
@@ -164,7 +205,7 @@ class DocumentRoutes:
             name = part.filename or ""
             try:
                 accepted = await self._library.accept(
-                    part.file, filename=name, collection=collection
+                    part.file, filename=name, collection=collection, replaces=replaces
                 )
                 if wait:
                     accepted = await self._finished(accepted)
@@ -202,6 +243,7 @@ def document_json(document: Document) -> dict[str, Any]:
         "pages_done": document.pages_done,
         "chunks": document.chunks,
         "warning": document.warning,
+        "replaces": document.replaces,
         "error": {"code": document.error_code, "message": document.error_message}
         if failed
         else None,
@@ -213,6 +255,16 @@ def _failure(document: Document) -> OrchestratorError:
     kinds = {kind.code: kind for kind in leaves()}
     kind = kinds.get(document.error_code or "", DocumentError)
     return kind(document.error_message or "The document failed.")
+
+
+def _replaces(value: object, files: list[UploadFile]) -> DocumentId | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str) or len(files) > 1:
+        raise InvalidParameter(
+            "`replaces` is the id of one document, and comes with one file.", param="replaces"
+        )
+    return DocumentId(value)
 
 
 def _collection(value: object) -> str:

@@ -67,6 +67,8 @@ class PassageOut(BaseModel):
     document_id: str
     filename: str
     page: int = Field(description="From 1.")
+    char_start: int = Field(description="Where it starts in the page's text.")
+    char_end: int = Field(description="Where it ends there.")
     text: str
     score: float = Field(description="Cosine similarity to the question, -1 to 1.")
 
@@ -146,8 +148,21 @@ class DocumentOut(BaseModel):
     pages_done: int
     chunks: int
     warning: str | None
+    replaces: str | None = Field(
+        description="The document that goes in the moment in which this one becomes ready."
+    )
     error: DocumentErrorOut | None
     created_at: float = Field(description="Seconds since the epoch.")
+
+
+class BoxesResponse(BaseModel):
+    """Where a passage stands on its page."""
+
+    page: int
+    boxes: list[tuple[float, float, float, float]] = Field(
+        description="One a line: left, top, right, bottom as shares of the page, from 0 to 1. Empty "
+        "if it is not sure where the passage stands: then mark nothing."
+    )
 
 
 class UploadedDocumentOut(DocumentOut):

@@ -6,23 +6,9 @@ Light on purpose: both sides of the parser's pipe import it, and only one of the
 
 from dataclasses import dataclass
 
-from orchestrator.domain import Page
-
 
 @dataclass(frozen=True, slots=True)
 class PdfInfo:
     """What a quick look at a PDF tells. `pages` is at least 1."""
 
     pages: int
-
-
-@dataclass(frozen=True, slots=True)
-class FlawedPage(Page):
-    """
-    A page whose text is missing or cut short, although the rest of its document was read.
-
-    Attributes:
-        reason: One sentence for people; never text of the document.
-    """
-
-    reason: str

@@ -9,6 +9,8 @@ The program that reads PDFs: one JSON request a line on stdin, JSON replies on s
     down  {"op": "pages", "path": "…", "first": 1, "last": 16, "max_pages": 5000,
            "max_chars_per_page": 400000, "cpu_s": 10, "fast": true}
     up    {"page": {"number": 1, "text": "…", "flaw": null}}    one a page
+    down  {"op": "boxes", "path": "…", "page": 3, "text": "…", "near": 0.4, "max_pages": 5000, "cpu_s": 10}
+    up    {"boxes": [[0.1, 0.2, 0.9, 0.22]]}                    shares of the page, from the top left
     up    {"done": true, "resident_bytes": 61000000}            ends every request
     up    {"error": {"code": "damaged_document", "message": "…"}}    instead of that
 
@@ -27,9 +29,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from orchestrator.documents.confinement import allow_cpu, confine, resident_bytes
-from orchestrator.documents.findings import FlawedPage
 from orchestrator.documents.pdf import OpenPdf
-from orchestrator.domain import Page
+from orchestrator.domain import FlawedPage, Page
 from orchestrator.errors import OrchestratorError, ParserOutOfMemory
 
 Reply: TypeAlias = dict[str, Any]
@@ -56,6 +57,10 @@ class PdfServer:
         try:
             if request["op"] == "inspect":
                 yield {"info": {"pages": self._open(request, again=True).info.pages}}
+            elif request["op"] == "boxes":
+                pdf = self._open(request)
+                near = float(request["near"])
+                yield {"boxes": pdf.boxes(int(request["page"]), request["text"], near=near)}
             else:
                 yield from self._pages(request, cpu_s=cpu_s)
         except OrchestratorError as exc:

@@ -22,10 +22,10 @@ from pypdf.errors import (
     LimitReachedError,
 )
 
-from orchestrator.documents.findings import FlawedPage, PdfInfo
+from orchestrator.documents.findings import PdfInfo
 from orchestrator.documents.pdfium_text import PdfiumText
 from orchestrator.documents.text_cleaning import clean
-from orchestrator.domain import Page
+from orchestrator.domain import Box, FlawedPage, Page
 from orchestrator.errors import (
     DamagedDocument,
     DocumentError,
@@ -37,7 +37,7 @@ from orchestrator.errors import (
     TooManyPages,
 )
 
-__all__ = ["FlawedPage", "OpenPdf", "PdfInfo", "inspect", "read_pages"]
+__all__ = ["OpenPdf", "PdfInfo", "inspect", "read_pages"]
 
 _PDF_MARKS = (b"%PDF-", b"startxref", b"%%EOF")
 _HEADER_WITHIN_BYTES = 1 << 20
@@ -122,6 +122,11 @@ class OpenPdf:
         for number in range(first, last + 1):
             yield self._page(number, max_chars=max_chars_per_page, fast=fast)
 
+    def boxes(self, number: int, passage: str, *, near: float) -> list[Box]:
+        """Where a passage stands on a page; see `PdfiumText.boxes`. Nothing for a file of pypdf's."""
+        quick = self._open_quick()
+        return quick.boxes(number, passage, near=near) if quick else []
+
     def close(self) -> None:
         """Give back what native code holds of the file."""
         if self._quick is not None:
@@ -142,12 +147,16 @@ class OpenPdf:
             )
         return _cut(number, clean(raw), complete=complete, max_chars=max_chars)
 
-    def _quick_text(self, number: int, *, max_chars: int) -> str:
-        """What PDFium reads on a page; "" if that is nothing, or not to be trusted."""
+    def _open_quick(self) -> PdfiumText | None:
         if not self._quick_opened:
             self._quick_opened = True
             self._quick = PdfiumText.open(self._data, pages=self.info.pages)
-        raw = self._quick.text(number, max_chars=max_chars) if self._quick else None
+        return self._quick
+
+    def _quick_text(self, number: int, *, max_chars: int) -> str:
+        """What PDFium reads on a page; "" if that is nothing, or not to be trusted."""
+        quick = self._open_quick()
+        raw = quick.text(number, max_chars=max_chars) if quick else None
         if not raw or raw.isspace() or raw.count(_UNKNOWN) > _MANY_UNKNOWN * len(raw):
             return ""
         return raw

@@ -14,9 +14,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from orchestrator.documents.findings import FlawedPage, PdfInfo
+from orchestrator.documents.findings import PdfInfo
 from orchestrator.documents.parser_worker import LossCause, WorkerLost, WorkerPolicy, WorkerPool
-from orchestrator.domain import Page
+from orchestrator.domain import Box, FlawedPage, Page
 from orchestrator.errors import (
     DamagedDocument,
     DocumentError,
@@ -151,9 +151,9 @@ class ParserSandbox:
             raise _error(reply)
         return PdfInfo(pages=int(reply["info"]["pages"]))
 
-    async def pages(self, path: Path, *, total: int) -> AsyncGenerator[Page, None]:
+    async def pages(self, path: Path, *, total: int, first: int = 1) -> AsyncGenerator[Page, None]:
         """
-        Pages 1 to `total` in order; a `FlawedPage` where text is missing or was cut short.
+        Pages `first` to `total` in order; a `FlawedPage` where text is missing or was cut short.
 
         The next few pages are read while these are used. Close the generator, or cancel the
         task that reads from it, and the worker that serves it is killed.
@@ -163,7 +163,7 @@ class ParserSandbox:
             StoreUnavailable: If the file itself cannot be read.
             NotReady: If the sandbox is closed.
         """
-        reading = _Reading(limits=self._limits, total=total)
+        reading = _Reading(limits=self._limits, total=total, first=first)
         pending = self._ask(path, reading)
         try:
             while pending is not None:
@@ -176,6 +176,37 @@ class ParserSandbox:
             if pending is not None:
                 pending.cancel()
                 await asyncio.gather(pending, return_exceptions=True)
+
+    async def boxes(self, path: Path, page: int, text: str, *, near: float) -> list[Box]:
+        """
+        Where a passage stands on a page, one box a line; none if that is not sure, or not to be had.
+
+        Args:
+            path: The PDF.
+            page: From 1.
+            text: The passage.
+            near: How far down the page's text it begins, from 0 to 1.
+
+        Raises:
+            StoreUnavailable: If the file itself cannot be read.
+            NotReady: If the sandbox is closed.
+        """
+        request = {
+            "op": "boxes",
+            "path": str(path),
+            "page": page,
+            "text": text,
+            "near": near,
+            "max_pages": self._limits.max_pages,
+            "cpu_s": self._limits.wall_s_inspect,
+        }
+        try:
+            reply = await self._quickly(request, answer="boxes")
+        except WorkerLost:
+            return []
+        if "error" in reply:
+            raise _error(reply)
+        return [(left, top, right, bottom) for left, top, right, bottom in reply["boxes"]]
 
     async def _second_look(self, path: Path) -> dict[str, Any]:
         # A worker may also die of something that is no fault of the file; one that dies twice does.
@@ -191,11 +222,15 @@ class ParserSandbox:
             "max_pages": self._limits.max_pages,
             "cpu_s": self._limits.wall_s_inspect,
         }
+        return await self._quickly(request, answer="info")
+
+    async def _quickly(self, request: dict[str, Any], *, answer: str) -> dict[str, Any]:
+        """The one reply to a question for which somebody waits, or an error's."""
         try:
             async with self._inspector.lease() as worker:
                 worker.send(request)
                 reply = await worker.reply(within_s=self._limits.wall_s_inspect)
-                if "info" in reply:
+                if answer in reply:
                     await worker.reply(within_s=self._limits.wall_s_inspect)
         except WorkerLost as exc:
             self._on_loss(exc.cause)
@@ -263,10 +298,10 @@ class _Window:
 class _Reading:
     """How far the reading of one document has come, and what follows from it; no I/O."""
 
-    def __init__(self, *, limits: SandboxLimits, total: int) -> None:
+    def __init__(self, *, limits: SandboxLimits, total: int, first: int = 1) -> None:
         self._limits = limits
         self._total = total
-        self._next = 1
+        self._next = first
         self._chars = 0
         self._spent_s = 0.0
         self._lost = 0

@@ -17,6 +17,7 @@ from orchestrator.errors import (
     OrchestratorError,
     Overloaded,
 )
+from orchestrator.retrieval.retriever import Retrieved
 
 MIN_TOP_K = 2
 MIN_TOKENS = 64
@@ -32,9 +33,16 @@ ELSEWHERE = (
 )
 """Failures of one engine, before its first token, that another engine or no engine can answer."""
 
-BY_WORDS_ONLY = Degraded(
-    "L1", "The embedder does not answer: passages were searched by words only."
-)
+
+def lesser_search(found: Retrieved) -> Degraded | None:
+    """L1: how a search was less than usual; None if it was not."""
+    if found.by_words_only is not None:
+        cause = found.by_words_only.message
+        return Degraded("L1", f"Passages were searched by words only: {cause}")
+    if found.not_reranked is not None:
+        reason = f"Passages are in the order in which they were found: {found.not_reranked.message}"
+        return Degraded("L1", reason)
+    return None
 
 
 MANY_ASK, MEMORY_SHORT = "Many are asking", "The engine's memory is getting short"

@@ -2,42 +2,37 @@
 Where uploads arrive and documents are given back: files on disk, rows in the store.
 
 An upload is acknowledged only when its bytes and its row are on disk: first the file, then the row.
-A crash between the two leaves a file without a row, which the next start removes.
 """
 
 import asyncio
 import hashlib
-import os
-import shutil
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
-from uuid import uuid4
-
-import numpy as np
 
 from orchestrator.concurrency import Threads
 from orchestrator.documents.sandbox import ParserSandbox
-from orchestrator.domain import ChunkId, Document, DocumentId, DocumentStatus
+from orchestrator.domain import Box, Document, DocumentId, DocumentStatus
 from orchestrator.errors import (
+    CollectionFull,
     CollectionNotFound,
     DocumentNotFound,
     DocumentNotReady,
-    DocumentTooLarge,
-    EmptyFile,
+    IngestionQueueFull,
     Internal,
-    OrchestratorError,
-    StorageFull,
-    StoreUnavailable,
+    InvalidParameter,
     leaves,
 )
+from orchestrator.pipelines.document_files import DocumentFiles, Received
 from orchestrator.pipelines.ingestion import IngestionPipeline
 from orchestrator.retrieval.collection_indexes import CollectionIndexes
 from orchestrator.retrieval.document_store import DocumentStore
+from orchestrator.retrieval.job_store import JobStore
 
-COPY_BYTES = 1024 * 1024
 MAX_FILENAME_CHARS = 200
 POLL_S = 0.2
 TERMINAL = {DocumentStatus.READY, DocumentStatus.FAILED}
@@ -45,17 +40,19 @@ DEFAULT_FILENAME = "document.pdf"
 
 
 @dataclass(frozen=True, slots=True)
-class UploadLimits:
+class LibraryLimits:
     """
-    What an upload may take.
+    What a library may hold.
 
     Attributes:
-        max_bytes: Of one file.
-        min_free_bytes: Disk that an upload must leave free.
+        collection_documents: Documents of a collection.
+        collection_bytes: Bytes of their files.
+        queued_documents: Documents that wait to be read.
     """
 
-    max_bytes: int
-    min_free_bytes: int
+    collection_documents: int = 100_000
+    collection_bytes: int = 100 * 1024**3
+    queued_documents: int = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,56 +68,93 @@ class Library:
     The documents of one data folder.
 
     Args:
-        folder: Holds `files/` (one PDF a document) and `incoming/` (uploads being received).
+        files: Their PDFs.
+        store: Their rows.
+        jobs: Those that are on their way.
+        ingestion: Who works on them.
+        limits: What it may hold.
+        clock: Seconds since the epoch.
     """
 
     def __init__(
         self,
         *,
-        folder: Path,
-        limits: UploadLimits,
+        files: DocumentFiles,
         store: DocumentStore,
+        jobs: JobStore,
         sandbox: ParserSandbox,
         ingestion: IngestionPipeline,
         indexes: CollectionIndexes,
         threads: Threads,
+        limits: LibraryLimits = LibraryLimits(),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._files = folder / "files"
-        self._incoming = folder / "incoming"
-        self._limits = limits
+        self._files = files
         self._store = store
+        self._jobs = jobs
         self._sandbox = sandbox
         self._ingestion = ingestion
         self._indexes = indexes
         self._threads = threads
+        self._limits = limits
         self._clock = clock
-        # A file and its row come and go together: without this, deleting a document could take the
-        # file of the same bytes that were just uploaded again.
-        self._changing = asyncio.Lock()
+        self._arriving: dict[DocumentId, _Arrival] = {}
 
     def open(self) -> None:
-        """Make the folders, and remove what a crash left half done."""
-        shutil.rmtree(self._incoming, ignore_errors=True)
-        self._incoming.mkdir(parents=True)
-        self._files.mkdir(exist_ok=True)
-        for path in self._files.iterdir():
-            if self._store.get(DocumentId(path.stem)) is None:
-                path.unlink(missing_ok=True)
+        """Put right what a crash left half done."""
+        self._files.open(exists=lambda document_id: self._store.get(document_id) is not None)
+        self._jobs.release_all()
 
-    async def accept(self, source: BinaryIO, *, filename: str, collection: str) -> Accepted:
+    async def accept(
+        self,
+        source: BinaryIO,
+        *,
+        filename: str,
+        collection: str,
+        replaces: DocumentId | None = None,
+    ) -> Accepted:
         """
         Take one file in; it is on disk when this returns.
 
+        Args:
+            source: Its bytes.
+            filename: What it is called; a label.
+            collection: Where it belongs.
+            replaces: A document of the same collection that goes in the moment in which this one
+                becomes searchable, and stays if this one fails.
+
         Raises:
             DocumentError: If it is no PDF that can be read.
+            DocumentNotFound: If the document to be replaced is not in the collection.
             StorageFull: If the disk has no room for it.
+            CollectionFull: If the collection has not.
+            IngestionQueueFull: If too many documents wait to be read.
         """
-        path, sha256, size = await self._threads.run(self._receive, source)
+        self._require_a_place()
+        if replaces is not None:
+            await self._require_in(collection, replaces)
+        received = await self._threads.run(self._files.receive, source)
         try:
-            return await self._take(path, sha256, size, filename=filename, collection=collection)
+            document_id = _document_id(collection, received.sha256)
+            async with self._alone(document_id):
+                known = await self._threads.run(self._store.get, document_id)
+                if known is not None:
+                    return Accepted(await self._again(known, replaces), duplicate=True)
+                info = await self._sandbox.inspect(received.path)
+                new = Document(
+                    id=document_id,
+                    collection=collection,
+                    filename=clean_filename(filename),
+                    sha256=received.sha256,
+                    size_bytes=received.size_bytes,
+                    status=DocumentStatus.QUEUED,
+                    created_at=self._clock(),
+                    pages=info.pages,
+                    replaces=replaces,
+                )
+                return await self._add(received, new)
         finally:
-            await self._threads.run(_discard, path)
+            await self._threads.run(self._files.discard, received)
 
     async def get(self, document_id: DocumentId) -> Document:
         """
@@ -138,11 +172,16 @@ class Library:
         return document
 
     async def documents(
-        self, *, collection: str | None, limit: int, after: DocumentId | None
+        self,
+        *,
+        collection: str | None,
+        limit: int,
+        after: DocumentId | None,
+        status: DocumentStatus | None = None,
     ) -> list[Document]:
         """Up to `limit` documents, newest first, those before `after`."""
         return await self._threads.run(
-            self._store.documents, collection=collection, limit=limit, after=after
+            self._store.documents, collection=collection, status=status, limit=limit, after=after
         )
 
     async def watch(self, document_id: DocumentId) -> AsyncGenerator[Document, None]:
@@ -171,17 +210,34 @@ class Library:
         """
         document = await self.get(document_id)
         self._ingestion.cancel(document_id)
-        async with self._changing:
-            ids = await self._threads.run(self._store.delete, document_id)
-            if ids is not None:
-                await self._threads.run(self._forget, document, ids)
+        async with self._files.changing:
+            change = await self._threads.run(
+                self._indexes.change,
+                document.collection,
+                partial(self._store.delete, document_id),
+            )
+            if change is not None:
+                await self._threads.run(self._files.remove, document_id)
                 return
         await self.get(document_id)
 
-    def _forget(self, document: Document, ids: Sequence[ChunkId]) -> None:
-        """Vectors and file of a document whose row is gone."""
-        self._indexes.remove(document.collection, np.array(ids, dtype=np.int64))
-        _discard(self.file(document.id))
+    async def retry(self, document_id: DocumentId) -> Document:
+        """
+        Start a document that failed over.
+
+        Raises:
+            DocumentNotFound: If there is none.
+            InvalidParameter: If it has not failed.
+        """
+        document = await self.get(document_id)
+        if not await self._threads.run(self._jobs.requeue, document_id):
+            raise InvalidParameter(
+                f"{document.filename} has not failed: it is {document.status.value}. "
+                "Only a failed document can be tried again.",
+                param="document_id",
+            )
+        self._ingestion.submit()
+        return await self.get(document_id)
 
     async def require_searchable(
         self, collection: str, document_ids: Sequence[DocumentId] = ()
@@ -201,11 +257,7 @@ class Library:
         for document_id in document_ids:
             document = self._store.get(document_id)
             if document is None or document.collection != collection:
-                raise DocumentNotFound(
-                    f"The collection {collection!r} has no document {document_id!r}. "
-                    "GET /documents lists those that exist.",
-                    param="document_ids",
-                )
+                raise _not_in(collection, document_id, param="document_ids")
             if document.status is not DocumentStatus.READY:
                 raise _not_ready(document)
         if document_ids or self._store.has_ready(collection):
@@ -218,100 +270,113 @@ class Library:
             param="collection",
         )
 
+    async def boxes(self, document_id: DocumentId, page: int, start: int, end: int) -> list[Box]:
+        """
+        Where a part of a page's text stands on it, one box a line; none if that is not sure.
+
+        Args:
+            document_id: A READY document.
+            page: From 1.
+            start: First character of the page's text.
+            end: After the last one.
+
+        Raises:
+            DocumentNotFound: If there is none.
+            DocumentNotReady: If it is not READY.
+            InvalidParameter: If the page does not exist, or has no such characters.
+        """
+        document = await self.get(document_id)
+        if document.status is not DocumentStatus.READY:
+            raise _not_ready(document)
+        text = await self._threads.run(self._store.page_text, document_id, page)
+        if text is None or not 0 <= start < end <= len(text):
+            raise InvalidParameter(
+                f"Page {page} of {document.filename} has "
+                f"{'no text' if text is None else f'{len(text)} characters'}; `start` and `end` come "
+                "with each passage.",
+                param="page" if text is None else "end",
+            )
+        path = self._files.path(document_id)
+        return await self._sandbox.boxes(path, page, text[start:end], near=start / len(text))
+
     def file(self, document_id: DocumentId) -> Path:
         """Where the PDF of a document is."""
-        return self._files / f"{document_id}.pdf"
+        return self._files.path(document_id)
 
-    async def _take(
-        self, path: Path, sha256: str, size: int, *, filename: str, collection: str
-    ) -> Accepted:
-        """The received file as a document: the one that is there already, or a new one."""
-        document_id = _document_id(collection, sha256)
-        known = await self._threads.run(self._store.get, document_id)
-        if known is not None:
-            return Accepted(await self._again(known), duplicate=True)
-        info = await self._sandbox.inspect(path)
-        new = Document(
-            id=document_id,
-            collection=collection,
-            filename=clean_filename(filename),
-            sha256=sha256,
-            size_bytes=size,
-            status=DocumentStatus.QUEUED,
-            created_at=self._clock(),
-            pages=info.pages,
-        )
-        async with self._changing:
-            document, created = await self._threads.run(self._keep, path, new)
-        if created:
-            self._ingestion.submit(document.id)
+    async def _add(self, received: Received, new: Document) -> Accepted:
+        """File and row of a new document: from here on it is acknowledged."""
+        async with self._files.changing:
+            await self._threads.run(self._require_room, new)
+            await self._threads.run(self._files.keep, received, new.id)
+            document, created = await self._threads.run(self._store.add, new)
+        self._ingestion.submit()
         return Accepted(document, duplicate=not created)
 
-    async def _again(self, known: Document) -> Document:
+    def _require_a_place(self) -> None:
+        if self._ingestion.queued >= self._limits.queued_documents:
+            raise IngestionQueueFull(
+                f"{self._ingestion.queued} documents wait to be read, and "
+                f"{self._limits.queued_documents} may. Upload this one again later.",
+                retry_after_s=30.0,
+            )
+
+    def _require_room(self, new: Document) -> None:
+        documents, size_bytes = self._store.usage(new.collection)
+        if new.replaces is not None:
+            documents -= 1
+        limits = self._limits
+        if documents >= limits.collection_documents:
+            raise CollectionFull(
+                f"The collection {new.collection!r} holds {documents} documents, which is the limit. "
+                "Delete some (DELETE /documents/{id}), or raise "
+                "ORCHESTRATOR_MAX_COLLECTION_DOCUMENTS."
+            )
+        if size_bytes + new.size_bytes > limits.collection_bytes:
+            raise CollectionFull(
+                f"The PDFs of the collection {new.collection!r} take {size_bytes} bytes; with this "
+                f"one they would be above {limits.collection_bytes}, the limit. Delete some (DELETE "
+                "/documents/{id}), or raise ORCHESTRATOR_MAX_COLLECTION_BYTES."
+            )
+
+    async def _again(self, known: Document, replaces: DocumentId | None) -> Document:
         """The same bytes came once more: a document that failed for want of means gets its chance."""
+        if replaces not in {None, known.id, known.replaces}:
+            raise InvalidParameter(
+                f"This PDF is in the collection already, as {known.id}: delete {replaces} instead.",
+                param="replaces",
+            )
         transient = {kind.code for kind in leaves() if kind.retryable} | {Internal.code}
         if known.status is DocumentStatus.FAILED and known.error_code in transient:
-            await self._threads.run(self._store.requeue, known.id)
-            self._ingestion.submit(known.id)
+            await self._threads.run(self._jobs.requeue, known.id)
+            self._ingestion.submit()
             return await self.get(known.id)
         return known
 
-    def _receive(self, source: BinaryIO) -> tuple[Path, str, int]:
-        """Copy an upload to `incoming/`, synced: its path, SHA-256 and size."""
-        path = self._incoming / uuid4().hex
-        digest = hashlib.sha256()
-        size = 0
+    async def _require_in(self, collection: str, document_id: DocumentId) -> None:
+        document = await self._threads.run(self._store.get, document_id)
+        if document is None or document.collection != collection:
+            raise _not_in(collection, document_id, param="replaces")
+
+    @asynccontextmanager
+    async def _alone(self, document_id: DocumentId) -> AsyncIterator[None]:
+        """One at a time of those who bring the same bytes: the others find the work done."""
+        arrival = self._arriving.setdefault(document_id, _Arrival())
+        arrival.users += 1
         try:
-            with path.open("wb") as target:
-                while block := source.read(COPY_BYTES):
-                    size += len(block)
-                    self._check_room(size)
-                    digest.update(block)
-                    target.write(block)
-                target.flush()
-                os.fsync(target.fileno())
-        except OSError as exc:
-            _discard(path)
-            raise self._disk_error(exc) from exc
-        except OrchestratorError:
-            _discard(path)
-            raise
-        if size == 0:
-            _discard(path)
-            raise EmptyFile("The file is empty (0 bytes). Upload the PDF again.")
-        return path, digest.hexdigest(), size
+            async with arrival.lock:
+                yield
+        finally:
+            arrival.users -= 1
+            if not arrival.users:
+                del self._arriving[document_id]
 
-    def _check_room(self, size: int) -> None:
-        if size > self._limits.max_bytes:
-            raise DocumentTooLarge(
-                f"The file is larger than {self._limits.max_bytes} bytes, the limit for one PDF. "
-                "Split it, or raise ORCHESTRATOR_MAX_UPLOAD_BYTES."
-            )
-        if shutil.disk_usage(self._incoming).free < self._limits.min_free_bytes:
-            raise StorageFull(
-                f"Less than {self._limits.min_free_bytes} bytes of disk are left. Delete documents "
-                "or other files on the disk of ORCHESTRATOR_DATA_DIR, then upload again."
-            )
 
-    def _keep(self, path: Path, document: Document) -> tuple[Document, bool]:
-        """Move the received file to its place and write its row: from here on it is acknowledged."""
-        try:
-            # A copy of the name, not a move: a second upload of the same bytes may be here too.
-            target = self.file(document.id)
-            if not target.exists():
-                path.replace(target)
-            _sync_folder(self._files)
-        except OSError as exc:
-            raise self._disk_error(exc) from exc
-        return self._store.add(document)
+@dataclass(slots=True)
+class _Arrival:
+    """Who brings the same bytes now."""
 
-    def _disk_error(self, exc: OSError) -> OrchestratorError:
-        if exc.errno in {28, 122}:  # ENOSPC, EDQUOT
-            return StorageFull(
-                "The disk is full. Delete documents or other files on the disk of "
-                "ORCHESTRATOR_DATA_DIR, then upload again."
-            )
-        return StoreUnavailable(f"The data folder cannot be written ({exc.strerror}).")
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
 
 
 def clean_filename(name: str) -> str:
@@ -322,6 +387,14 @@ def clean_filename(name: str) -> str:
         stem, dot, suffix = shown.rpartition(".")
         shown = f"{stem[: MAX_FILENAME_CHARS - len(suffix) - 1]}{dot}{suffix}"[-MAX_FILENAME_CHARS:]
     return shown or DEFAULT_FILENAME
+
+
+def _not_in(collection: str, document_id: DocumentId, *, param: str) -> DocumentNotFound:
+    return DocumentNotFound(
+        f"The collection {collection!r} has no document {document_id!r}. "
+        "GET /documents lists those that exist.",
+        param=param,
+    )
 
 
 def _not_ready(document: Document) -> DocumentNotReady:
@@ -341,15 +414,3 @@ def _document_id(collection: str, sha256: str) -> DocumentId:
     """The same bytes in the same collection have the same id; it tells nothing of other ones."""
     digest = hashlib.sha256(f"{collection}\0{sha256}".encode()).hexdigest()
     return DocumentId(f"doc-{digest[:24]}")
-
-
-def _discard(path: Path) -> None:
-    path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -30,12 +30,12 @@ from orchestrator.generation.token_budget import FittedPrompt, fit
 from orchestrator.generation.tokenizer import TokenCounter
 from orchestrator.generation.wakening import Wakening
 from orchestrator.pipelines.degradation import (
-    BY_WORDS_ONLY,
     ELSEWHERE,
     MANY_ASK,
     MEMORY_SHORT,
     elsewhere,
     extract,
+    lesser_search,
     passages_only,
     reduced,
 )
@@ -102,7 +102,7 @@ class QueryPipeline:
             OrchestratorError: The kind tells what went wrong, and where.
         """
         found = await self._retrieve(question, deadline)
-        return found.passages, BY_WORDS_ONLY if found.by_words_only else None
+        return found.passages, lesser_search(found)
 
     async def answer(
         self, question: Question, deadline: Deadline
@@ -251,8 +251,7 @@ class QueryPipeline:
         ticket: Ticket | None = None,
     ) -> AsyncGenerator[AnswerEvent, None]:
         """What one engine makes of what was found."""
-        if found.by_words_only and degraded is None:
-            degraded = BY_WORDS_ONLY
+        degraded = degraded or lesser_search(found)
         if not found.relevant:
             yield Sources((), degraded)
             yield Token(NOTHING_RELEVANT)

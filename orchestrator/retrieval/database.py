@@ -13,12 +13,10 @@ from pathlib import Path
 
 from orchestrator.errors import OrchestratorError, StorageFull, StoreUnavailable
 
-SCHEMA_VERSION = 1
-
 _BUSY_TIMEOUT_S = 5.0
 _WAL_LIMIT_BYTES = 64 * 1024 * 1024
 
-_SCHEMA = """
+_SCHEMA_1 = """
 CREATE TABLE collections (
     id          INTEGER PRIMARY KEY,
     name        TEXT NOT NULL UNIQUE,
@@ -97,6 +95,39 @@ CREATE TRIGGER chunk_removed BEFORE DELETE ON chunks BEGIN
     SELECT 'delete', id, place, filename, heading, text FROM chunk_words WHERE id = old.id;
 END;
 """
+
+_SCHEMA_2 = """
+ALTER TABLE documents ADD COLUMN replaces TEXT;
+ALTER TABLE pages ADD COLUMN flaw TEXT;
+
+-- One row a document on its way. Failures, and leases that nobody gave back, count since the document
+-- last came further.
+CREATE TABLE jobs (
+    document_seq   INTEGER PRIMARY KEY REFERENCES documents (seq),
+    failures       INTEGER NOT NULL DEFAULT 0,
+    interruptions  INTEGER NOT NULL DEFAULT 0,
+    due_at         REAL NOT NULL DEFAULT 0,
+    owner          TEXT,
+    leased_until   REAL NOT NULL DEFAULT 0
+);
+INSERT INTO jobs (document_seq)
+    SELECT seq FROM documents WHERE status IN ('queued', 'parsing', 'embedding');
+
+-- What is embedded already of a document on its way.
+CREATE TABLE staged_chunks (
+    document_seq   INTEGER NOT NULL REFERENCES documents (seq),
+    ordinal        INTEGER NOT NULL,
+    text_sha256    BLOB NOT NULL,
+    prompt_tokens  INTEGER NOT NULL,
+    embedding      BLOB NOT NULL,
+    PRIMARY KEY (document_seq, ordinal)
+);
+"""
+
+_SCHEMAS = (_SCHEMA_1, _SCHEMA_2)
+"""What each version adds to the one before; a new file goes through all of them."""
+
+SCHEMA_VERSION = len(_SCHEMAS)
 
 
 class Database:
@@ -217,9 +248,9 @@ class Database:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL").fetchone()
         connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}").fetchone()
-        if version == 0:
+        for number, schema in enumerate(_SCHEMAS[version:], start=version + 1):
             connection.executescript(
-                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+                f"BEGIN IMMEDIATE; {schema} PRAGMA user_version = {number}; COMMIT;"
             )
 
     def _borrow(self) -> sqlite3.Connection:

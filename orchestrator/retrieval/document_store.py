@@ -7,6 +7,7 @@ vectors and their words in the full-text index; it disappears in one, too.
 """
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.domain import (
+    Change,
     ChunkId,
     Document,
     DocumentId,
@@ -29,20 +31,24 @@ from orchestrator.errors import DocumentNotFound
 from orchestrator.retrieval.arrays import Ids, Vector
 from orchestrator.retrieval.database import Database
 from orchestrator.retrieval.rows import (
+    begin_job,
     clean,
+    delete_document,
+    end_job,
     ids_of,
     insert_chunk,
     insert_document,
+    insert_pages,
     next_generation,
     passage_of,
     select_documents,
     seq_of,
+    seq_on_its_way,
     set_columns,
-    tidy_full_text,
 )
 
-_UNFINISHED = (DocumentStatus.QUEUED, DocumentStatus.PARSING, DocumentStatus.EMBEDDING)
 _RECOUNT_BATCH = 500
+_READ_BATCH = 10_000
 
 
 class DocumentStore:
@@ -103,7 +109,9 @@ class DocumentStore:
                 (document.collection,),
             )
             dated = replace(document, created_at=document.created_at or self._clock())
-            return insert_document(db, dated), True
+            added = insert_document(db, dated)
+            begin_job(db, seq_of(db, added.id))
+            return added, True
 
     def get(self, document_id: DocumentId) -> Document | None:
         """The document with this id, or None."""
@@ -112,7 +120,12 @@ class DocumentStore:
         return found[0] if found else None
 
     def documents(
-        self, *, collection: str | None = None, limit: int = 1000, after: DocumentId | None = None
+        self,
+        *,
+        collection: str | None = None,
+        status: DocumentStatus | None = None,
+        limit: int = 1000,
+        after: DocumentId | None = None,
     ) -> list[Document]:
         """
         Documents, the newest first; with `after`, those older than that one.
@@ -125,14 +138,9 @@ class DocumentStore:
             return select_documents(
                 db,
                 "WHERE (?1 IS NULL OR collection = ?1) AND (?2 IS NULL OR seq < ?2)"
-                " ORDER BY seq DESC LIMIT ?3",
-                (collection, below, limit),
+                " AND (?3 IS NULL OR status = ?3) ORDER BY seq DESC LIMIT ?4",
+                (collection, below, status, limit),
             )
-
-    def unfinished(self) -> list[Document]:
-        """Documents that are queued or were being worked on, the oldest first."""
-        with self.database.read() as db:
-            return select_documents(db, "WHERE status IN (?, ?, ?) ORDER BY seq", _UNFINISHED)
 
     def collections(self) -> dict[str, int]:
         """The number of documents of each collection that has any, by name."""
@@ -141,6 +149,15 @@ class DocumentStore:
                 "SELECT collection, count(*) FROM documents GROUP BY collection ORDER BY collection"
             ).fetchall()
         return {name: count for name, count in rows}  # noqa: C416 - rows are sqlite3.Row
+
+    def usage(self, collection: str) -> tuple[int, int]:
+        """(documents, bytes of their files) of a collection."""
+        with self.database.read() as db:
+            documents, size_bytes = db.execute(
+                "SELECT count(*), coalesce(sum(size_bytes), 0) FROM documents WHERE collection = ?",
+                (collection,),
+            ).fetchone()
+        return int(documents), int(size_bytes)
 
     def has_collection(self, name: str) -> bool:
         """Whether a document was ever added to it, even if it is empty now."""
@@ -170,54 +187,6 @@ class DocumentStore:
             by_status=by_status,
         )
 
-    def update(
-        self,
-        document_id: DocumentId,
-        *,
-        status: DocumentStatus | None = None,
-        pages: int | None = None,
-        pages_done: int | None = None,
-    ) -> None:
-        """
-        Note how far the document has come; what is None stays.
-
-        Raises:
-            DocumentNotFound: If it was deleted meanwhile.
-        """
-        with self.database.write() as db:
-            set_columns(db, document_id, status=status, pages=pages, pages_done=pages_done)
-
-    def fail(self, document_id: DocumentId, *, code: str, message: str) -> None:
-        """
-        Give the document up, and keep the reason.
-
-        Raises:
-            DocumentNotFound: If it was deleted meanwhile.
-        """
-        with self.database.write() as db:
-            set_columns(
-                db,
-                document_id,
-                status=DocumentStatus.FAILED,
-                error_code=code,
-                error_message=clean(message),
-            )
-
-    def requeue(self, document_id: DocumentId) -> None:
-        """
-        Start the document over, with neither progress nor error; a READY one stays as it is.
-
-        Raises:
-            DocumentNotFound: If it was deleted meanwhile.
-        """
-        with self.database.write() as db:
-            seq = seq_of(db, document_id)
-            db.execute(
-                "UPDATE documents SET status = ?, pages_done = 0, error_code = NULL,"
-                " error_message = NULL WHERE seq = ? AND status != ?",
-                (DocumentStatus.QUEUED, seq, DocumentStatus.READY),
-            )
-
     def publish(
         self,
         document_id: DocumentId,
@@ -225,31 +194,25 @@ class DocumentStore:
         pages: Sequence[Page],
         chunks: Sequence[StoredChunk],
         warning: str | None,
-    ) -> list[ChunkId]:
+    ) -> Change:
         """
         Make the document READY with all of its pages and chunks, or change nothing.
 
-        Publishing a READY document again gives the ids of the chunks that it has.
-
-        Returns:
-            The ids of the chunks, in the order of the chunks.
+        The document that it replaces goes in the same moment. Publishing a READY document again
+        adds the chunks that it has.
 
         Raises:
-            DocumentNotFound: If it was deleted meanwhile.
+            DocumentNotFound: If it was deleted meanwhile, or is FAILED.
         """
         with self.database.write() as db:
             seq = seq_of(db, document_id)
             (document,) = select_documents(db, "WHERE seq = ?", (seq,))
             if document.status is DocumentStatus.READY:
-                rows = db.execute(
-                    "SELECT id FROM chunks WHERE document_seq = ? ORDER BY ordinal", (seq,)
-                )
-                return [ChunkId(chunk_id) for (chunk_id,) in rows]
-            db.executemany(
-                "INSERT INTO pages (document_seq, number, text) VALUES (?, ?, ?)",
-                ((seq, page.number, clean(page.text)) for page in pages),
-            )
-            ids = [insert_chunk(db, seq, chunk) for chunk in chunks]
+                return Change(added=_chunks_of(db, seq))
+            end_job(db, seq_on_its_way(db, document_id))
+            db.execute("DELETE FROM pages WHERE document_seq = ?", (seq,))
+            insert_pages(db, seq, pages)
+            ids = tuple(insert_chunk(db, seq, chunk) for chunk in chunks)
             set_columns(
                 db,
                 document_id,
@@ -259,25 +222,24 @@ class DocumentStore:
                 chunks=len(ids),
                 warning=warning and clean(warning),
             )
+            removed, replaced = _replace(db, document)
             next_generation(db, document.collection)
-            return ids
+        if removed:
+            self.database.reclaim()
+        return Change(added=ids, removed=removed, replaced=replaced)
 
-    def delete(self, document_id: DocumentId) -> list[ChunkId] | None:
-        """The ids of the chunks that went with the document; None if there was no such document."""
+    def delete(self, document_id: DocumentId) -> Change | None:
+        """What went with the document; None if there was no such document."""
         with self.database.write() as db:
             try:
                 seq = seq_of(db, document_id)
             except DocumentNotFound:
                 return None
             (document,) = select_documents(db, "WHERE seq = ?", (seq,))
-            rows = db.execute("DELETE FROM chunks WHERE document_seq = ? RETURNING id", (seq,))
-            ids = sorted(ChunkId(chunk_id) for (chunk_id,) in rows.fetchall())
-            db.execute("DELETE FROM pages WHERE document_seq = ?", (seq,))
-            db.execute("DELETE FROM documents WHERE seq = ?", (seq,))
+            removed = delete_document(db, seq)
             next_generation(db, document.collection)
-            tidy_full_text(db)
         self.database.reclaim()
-        return ids
+        return Change(removed=removed)
 
     def passages(self, ids: Sequence[ChunkId], query: Vector | None) -> dict[ChunkId, Passage]:
         """
@@ -298,18 +260,25 @@ class DocumentStore:
         return {ChunkId(row["id"]): passage_of(row, query) for row in rows}
 
     def page_text(self, document_id: DocumentId, number: int) -> str | None:
-        """The text of one page, counted from 1; None if there is none."""
+        """The text of one page of a READY document, counted from 1; None if there is none."""
         with self.database.read() as db:
             row = db.execute(
                 "SELECT text FROM pages JOIN documents ON documents.seq = pages.document_seq"
-                " WHERE documents.id = ? AND number = ?",
-                (document_id, number),
+                " WHERE documents.id = ? AND number = ? AND status = ?",
+                (document_id, number, DocumentStatus.READY),
             ).fetchone()
         return None if row is None else str(row["text"])
 
-    def embeddings(self, collection: str) -> tuple[Ids, Embeddings]:
+    def embeddings(
+        self, collection: str, *, after: int = 0, limit: int = -1
+    ) -> tuple[Ids, Embeddings]:
         """
-        Every vector of the collection.
+        The vectors of the collection: all of them, or the next few.
+
+        Args:
+            collection: Which one.
+            after: Only those of chunks with larger ids; later chunks always have larger ones.
+            limit: At most so many; negative means all.
 
         Returns:
             ids (n,) int64 in ascending order, and (n, d) float32 unit rows; (0, 0) when empty.
@@ -318,14 +287,22 @@ class DocumentStore:
             rows = db.execute(
                 "SELECT chunks.id, embedding FROM chunks"
                 " JOIN documents ON documents.seq = chunks.document_seq"
-                " WHERE collection = ? ORDER BY chunks.id",
-                (collection,),
+                " WHERE collection = ? AND chunks.id > ? ORDER BY chunks.id LIMIT ?",
+                (collection, after, limit),
             ).fetchall()
-        ids = ids_of(rows)
-        vectors: Embeddings = np.frombuffer(
-            b"".join(row["embedding"] for row in rows), dtype="<f4"
-        ).reshape(len(rows), -1 if rows else 0)
-        return ids, vectors
+        return ids_of(rows), _matrix(rows)
+
+    def embeddings_of(self, ids: Ids) -> Embeddings:
+        """The vectors of those of these chunks that exist, by ascending id: (n, d) float32 unit rows."""
+        rows: list[sqlite3.Row] = []
+        for start in range(0, len(ids), _READ_BATCH):
+            with self.database.read() as db:
+                rows += db.execute(
+                    "SELECT embedding FROM chunks WHERE id IN (SELECT value FROM json_each(?))"
+                    " ORDER BY id",
+                    (json.dumps(ids[start : start + _READ_BATCH].tolist()),),
+                ).fetchall()
+        return _matrix(rows)
 
     def chunk_ids(self, *, collection: str, document_ids: Sequence[DocumentId] = ()) -> Ids:
         """
@@ -345,14 +322,13 @@ class DocumentStore:
             rows = db.execute(query + " ORDER BY chunks.id", values).fetchall()
         return ids_of(rows)
 
-    def existing(self, ids: Ids) -> Ids:
-        """Those of these chunks that exist: (n,) int64, ascending."""
+    def count_chunks(self, collection: str) -> int:
+        """How many chunks the collection has."""
         with self.database.read() as db:
-            rows = db.execute(
-                "SELECT id FROM chunks WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id",
-                (json.dumps(ids.tolist()),),
-            ).fetchall()
-        return ids_of(rows)
+            (chunks,) = db.execute(
+                "SELECT coalesce(sum(chunks), 0) FROM documents WHERE collection = ?", (collection,)
+            ).fetchone()
+        return int(chunks)
 
     def generation(self, collection: str) -> int:
         """A number that grows with each change of what the collection's chunks are; 0 at first."""
@@ -397,3 +373,27 @@ class DocumentStore:
                 " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
                 (key, value),
             )
+
+
+def _matrix(rows: Sequence[sqlite3.Row]) -> Embeddings:
+    """The `embedding` column of these rows: (n, d) float32; (0, 0) if there are none."""
+    data = b"".join(row["embedding"] for row in rows)
+    vectors: Embeddings = np.frombuffer(data, dtype="<f4").reshape(len(rows), -1 if rows else 0)
+    return vectors
+
+
+def _chunks_of(db: sqlite3.Connection, seq: int) -> tuple[ChunkId, ...]:
+    rows = db.execute("SELECT id FROM chunks WHERE document_seq = ? ORDER BY ordinal", (seq,))
+    return tuple(ChunkId(chunk_id) for (chunk_id,) in rows)
+
+
+def _replace(
+    db: sqlite3.Connection, document: Document
+) -> tuple[tuple[ChunkId, ...], DocumentId | None]:
+    """The chunks of the document that this one replaces, and which that was, if it still exists."""
+    if document.replaces is None:
+        return (), None
+    try:
+        return delete_document(db, seq_of(db, document.replaces)), document.replaces
+    except DocumentNotFound:
+        return (), None

@@ -61,6 +61,7 @@ class Embedder:
         start_timeout_s: Longest that loading the model may take, in seconds.
         request_timeout_s: Silence after which the child counts as hung, in seconds.
         look_s: Seconds between two looks at whether the child works on what it has.
+        cross_encoder: Whether the model scores pairs; see `embedder_process.py`.
         device: Where the child computes, in torch's words.
         gpu_memory_bytes: The most that it may allocate on a GPU.
         command: How to start the child; ours unless a test says otherwise.
@@ -79,6 +80,7 @@ class Embedder:
         start_timeout_s: float = 120.0,
         request_timeout_s: float = 30.0,
         look_s: float = 0.25,
+        cross_encoder: bool = False,
         device: str = "cpu",
         gpu_memory_bytes: int = 1 << 30,
         command: Sequence[str] | None = None,
@@ -89,6 +91,7 @@ class Embedder:
             *(sys.executable, "-m", "orchestrator.retrieval.embedder_process"),
             *("--model", str(model), "--threads", str(threads), "--device", device),
             *("--max-batch", str(max_batch), "--gpu-memory-bytes", str(gpu_memory_bytes)),
+            *(["--cross-encoder"] if cross_encoder else []),
         )
         self._max_batch = max_batch
         self._max_queued = max_queued

@@ -12,6 +12,10 @@ texts is followed by its vectors, row after row of little-endian float32.
     up    {"rows": 2, "dimension": 384} + 2 * 384 * 4 bytes             or {"error": "RuntimeError"}
 
 `threads` is what this batch may use; without it the process's own number holds.
+
+With `--cross-encoder` the model is one that scores pairs: each text is a JSON list of a question and a
+passage, and its row is one number, higher for passages that answer the question better.
+
 The end of stdin ends the process; so does the death of its parent.
 """
 
@@ -195,8 +199,52 @@ class Model:
         return vectors
 
 
+class PairModel:
+    """
+    A sentence-transformers cross-encoder on the CPU, in the shape of `Model`: a row is one score.
+
+    Attributes:
+        dimension: 1.
+        max_tokens: Longest pair, special tokens included; the model cuts what is longer.
+        dtype: The arithmetic it runs in.
+    """
+
+    dimension = 1
+
+    def __init__(self, *, folder: Path, threads: int) -> None:
+        import torch  # noqa: PLC0415 - as in Model
+        from sentence_transformers import CrossEncoder  # noqa: PLC0415 - as in Model
+
+        torch.set_num_threads(threads)
+        self._torch = torch
+        self._model = CrossEncoder(str(folder), device="cpu", num_labels=1)
+        self._model.eval()
+        self.max_tokens: int = self._model.max_length or 512
+        self.dtype = "float32"
+
+    def use_threads(self, wanted: int | None) -> None:
+        """Pairs are computed with as many threads as at the start."""
+
+    def embed(self, texts: list[str]) -> Embeddings:
+        """
+        One score a pair, in the order of the pairs.
+
+        Returns:
+            (n, 1) float32.
+        """
+        pairs = [tuple(json.loads(text)) for text in texts]
+        with self._torch.inference_mode():
+            scores = self._model.predict(pairs, batch_size=len(pairs), show_progress_bar=False)
+        rows: Embeddings = np.ascontiguousarray(scores, dtype="<f4").reshape(len(texts), 1)
+        return rows
+
+    def warm_up(self, max_batch: int) -> None:
+        """Compute the largest batch once."""
+        self.embed([json.dumps(["warm up", "warm up " * self.max_tokens])] * max_batch)
+
+
 def serve(
-    model: Model,
+    model: Model | PairModel,
     requests: BinaryIO,
     replies: BinaryIO,
     *,
@@ -252,14 +300,19 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--max-batch", type=int, default=16)
     parser.add_argument("--gpu-memory-bytes", type=int, default=1 << 30)
+    parser.add_argument("--cross-encoder", action="store_true")
     options = parser.parse_args()
-    model = Model(
-        folder=options.model,
-        dtype=options.dtype,
-        threads=options.threads,
-        device=options.device,
-        gpu_memory_bytes=options.gpu_memory_bytes,
-    )
+    model: Model | PairModel
+    if options.cross_encoder:
+        model = PairModel(folder=options.model, threads=options.threads)
+    else:
+        model = Model(
+            folder=options.model,
+            dtype=options.dtype,
+            threads=options.threads,
+            device=options.device,
+            gpu_memory_bytes=options.gpu_memory_bytes,
+        )
     model.warm_up(options.max_batch)
     # The parent sends one request at a time, so nothing waits in our buffer while we look at the
     # descriptor.

@@ -8,7 +8,7 @@ alone: fewer answers are found, but those that are found are real.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from orchestrator.concurrency import Threads
@@ -16,6 +16,7 @@ from orchestrator.domain import ChunkId, DocumentId, Passage
 from orchestrator.errors import (
     CircuitOpen,
     EmbedderUnavailable,
+    IndexNotReady,
     OrchestratorError,
     QueueFull,
     StoreUnavailable,
@@ -27,6 +28,7 @@ from orchestrator.retrieval.collection_indexes import CollectionIndexes
 from orchestrator.retrieval.document_store import DocumentStore
 from orchestrator.retrieval.lexical_index import LexicalIndex
 from orchestrator.retrieval.relevance import is_relevant
+from orchestrator.retrieval.reranker import Reranker
 
 _RRF_K = 60
 
@@ -54,12 +56,14 @@ class Retrieved:
     Attributes:
         passages: Best first; may be empty.
         relevant: Whether they have anything to do with the question; see `relevance.py`.
-        by_words_only: Whether the question could not be embedded; every score is 0 then.
+        by_words_only: Why the passages were found by words alone; None if they were not.
+        not_reranked: Why they were not looked at a second time, although they should have been.
     """
 
     passages: tuple[Passage, ...]
     relevant: bool
-    by_words_only: bool = False
+    by_words_only: OrchestratorError | None = None
+    not_reranked: OrchestratorError | None = None
 
 
 class Retriever:
@@ -74,6 +78,7 @@ class Retriever:
         threads: Where searches run.
         embedder_breaker: Open, questions are searched by their words at once.
         store_breaker: Open, nothing is searched.
+        reranker: Looks at the best of them a second time, if there is one.
         embed_timeout_s: Longest wait for a question's vector, in seconds; then words must do.
         store_slow_s: A search that takes longer counts against the store, in seconds.
         candidates: How many hits of each search are fused.
@@ -91,6 +96,7 @@ class Retriever:
         embedder_breaker: CircuitBreaker,
         store_breaker: CircuitBreaker,
         embed_timeout_s: float,
+        reranker: Reranker | None = None,
         store_slow_s: float = 5.0,
         candidates: int = 50,
         clock: Callable[[], float] = time.monotonic,
@@ -103,6 +109,7 @@ class Retriever:
         self._embedder_breaker = embedder_breaker
         self._store_breaker = store_breaker
         self._embed_timeout_s = embed_timeout_s
+        self._reranker = reranker
         self._store_slow_s = store_slow_s
         self._candidates = candidates
         self._clock = clock
@@ -135,24 +142,27 @@ class Retriever:
             CircuitOpen: If the store is left alone now.
             EmbedderUnavailable: If the question cannot be embedded now, and no passage has a word
                 of it: then nobody knows whether there is an answer.
+            IndexNotReady: The same, because the collection's index is still being built.
             QueueFull: The same, because too many questions wait to be embedded.
             StoreUnavailable: If the store cannot be read.
         """
         async with deadline.scope():
             self._store_breaker.require()
             query = await self._vector(text)
-            missing = query if isinstance(query, OrchestratorError) else None
             search = _Search(
                 text=text,
-                query=None if isinstance(query, OrchestratorError) else query,
+                query=query,
                 collection=collection,
                 document_ids=tuple(document_ids),
-                top_k=top_k,
+                top_k=top_k if self._reranker is None else max(top_k, self._reranker.candidates),
             )
             found = await self._guarded(search, check)
-            if missing is not None and not found.passages:
-                raise missing
-            return found
+            if found.by_words_only is not None and not found.passages:
+                raise found.by_words_only
+            if self._reranker is None:
+                return found
+            again = await self._reranker.rerank(text, found.passages)
+            return replace(found, passages=again.passages[:top_k], not_reranked=again.skipped)
 
     async def _vector(self, text: str) -> Vector | OrchestratorError:
         """The question's vector, or why there is none."""
@@ -201,46 +211,86 @@ class Retriever:
         call.succeeded(slow=slow())
         return found
 
-    def _search(self, search: "_Search") -> Retrieved:
-        dense, best_cosine = self._dense(search)
+    def _search(self, search: "_Search", *, final: bool = False) -> Retrieved:
+        near = self._near(search)
         worded = self._lexical.search(
             search.text,
             collection=search.collection,
             document_ids=search.document_ids,
             k=self._candidates,
         )
-        ranking = fuse([dense, [chunk_id for chunk_id, _ in worded]])
+        ranking = fuse([near.chunk_ids, [chunk_id for chunk_id, _ in worded]])
         # Twice as many as wanted leave enough after the doubles are gone, nearly always.
-        found = self._store.passages(ranking[: 2 * search.top_k], search.query)
+        wanted = ranking[: 2 * search.top_k]
+        query = None if isinstance(search.query, OrchestratorError) else search.query
+        found = self._store.passages(wanted, query)
+        if final or not (near.short or len(found) < len(wanted)):
+            return self._retrieved(search, near, ranking, found)
+        # A document came or went just now, and is in the store and not yet in the index.
+        self._vectors.settle(search.collection)
+        return self._search(search, final=True)
+
+    def _retrieved(
+        self,
+        search: "_Search",
+        near: "_Near",
+        ranking: Sequence[ChunkId],
+        found: dict[ChunkId, Passage],
+    ) -> Retrieved:
         passages = _distinct(found[chunk_id] for chunk_id in ranking if chunk_id in found)
         passages = passages[: search.top_k]
         # Whoever names a document means it: "What is this about?" is near no passage of it.
         relevant = bool(passages) and (
-            bool(search.document_ids) or is_relevant(search.text, passages, best_cosine=best_cosine)
+            bool(search.document_ids)
+            or is_relevant(search.text, passages, best_cosine=near.best_cosine)
         )
-        return Retrieved(tuple(passages), relevant=relevant, by_words_only=search.query is None)
+        return Retrieved(tuple(passages), relevant=relevant, by_words_only=near.missing)
 
-    def _dense(self, search: "_Search") -> tuple[list[ChunkId], float | None]:
-        """The nearest chunks and the best cosine; nothing and None without a vector."""
-        if search.query is None:
-            return [], None
+    def _near(self, search: "_Search") -> "_Near":
+        """The nearest chunks; none without a vector, or without an index."""
+        if isinstance(search.query, OrchestratorError):
+            return _Near(missing=search.query)
         allowed = None
         if search.document_ids:
             allowed = self._store.chunk_ids(
                 collection=search.collection, document_ids=search.document_ids
             )
-        near, cosines = self._vectors.search(
-            search.collection, search.query, self._candidates, allowed=allowed
+        try:
+            ids, cosines = self._vectors.search(
+                search.collection, search.query, self._candidates, allowed=allowed
+            )
+        except IndexNotReady as exc:
+            return _Near(missing=exc)
+        return _Near(
+            chunk_ids=[ChunkId(chunk_id) for chunk_id in ids.tolist()],
+            best_cosine=float(cosines.max(initial=-1)),
+            short=allowed is not None and len(ids) < min(self._candidates, len(allowed)),
         )
-        return [ChunkId(chunk_id) for chunk_id in near.tolist()], float(cosines.max(initial=-1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Near:
+    """
+    What the search by meaning gave.
+
+    Attributes:
+        best_cosine: None if there was no such search.
+        short: Whether the index lacks chunks that the store has.
+        missing: Why there was no such search; None if there was one.
+    """
+
+    chunk_ids: Sequence[ChunkId] = ()
+    best_cosine: float | None = None
+    short: bool = False
+    missing: OrchestratorError | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Search:
-    """What to search; `query` is None when the question has no vector."""
+    """What to search; `query` is the question's vector, or why it has none."""
 
     text: str
-    query: Vector | None
+    query: Vector | OrchestratorError
     collection: str
     document_ids: tuple[DocumentId, ...]
     top_k: int

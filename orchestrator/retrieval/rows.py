@@ -10,6 +10,7 @@ from orchestrator.domain import (
     Document,
     DocumentId,
     DocumentStatus,
+    Page,
     Passage,
     StoredChunk,
 )
@@ -18,7 +19,7 @@ from orchestrator.retrieval.arrays import Ids, Vector
 
 _COLUMNS = """
     id, collection, filename, sha256, size_bytes, status, created_at, pages, pages_done, chunks,
-    error_code, error_message, warning
+    error_code, error_message, warning, replaces
 """
 
 
@@ -46,6 +47,7 @@ def insert_document(db: sqlite3.Connection, document: Document) -> Document:
         document.error_code,
         document.error_message and clean(document.error_message),
         document.warning and clean(document.warning),
+        document.replaces,
     )
     marks = ", ".join("?" * len(values))
     db.execute(f"INSERT INTO documents ({_COLUMNS}) VALUES ({marks})", values)  # noqa: S608 - constants
@@ -67,6 +69,19 @@ def seq_of(db: sqlite3.Connection, document_id: DocumentId) -> int:
             "GET /documents lists those that are there."
         )
     return int(row["seq"])
+
+
+def seq_on_its_way(db: sqlite3.Connection, document_id: DocumentId) -> int:
+    """
+    The row number of a document that is to be worked on.
+
+    Raises:
+        DocumentNotFound: If there is no such document, or it is READY or FAILED by now.
+    """
+    seq = seq_of(db, document_id)
+    if db.execute("SELECT 1 FROM jobs WHERE document_seq = ?", (seq,)).fetchone() is None:
+        raise DocumentNotFound(f"{document_id} is finished: somebody else took it up.")
+    return seq
 
 
 def set_columns(
@@ -110,6 +125,38 @@ def insert_chunk(db: sqlite3.Connection, seq: int, stored: StoredChunk) -> Chunk
         ),
     ).fetchone()
     return ChunkId(chunk_id)
+
+
+def begin_job(db: sqlite3.Connection, seq: int) -> None:
+    """Note that the document is to be worked on, from its first page."""
+    end_job(db, seq)
+    db.execute("DELETE FROM pages WHERE document_seq = ?", (seq,))
+    db.execute("INSERT INTO jobs (document_seq) VALUES (?)", (seq,))
+
+
+def end_job(db: sqlite3.Connection, seq: int) -> None:
+    """Note that nobody has to work on the document, and let go of what was embedded so far."""
+    db.execute("DELETE FROM jobs WHERE document_seq = ?", (seq,))
+    db.execute("DELETE FROM staged_chunks WHERE document_seq = ?", (seq,))
+
+
+def insert_pages(db: sqlite3.Connection, seq: int, pages: Sequence[Page]) -> None:
+    """Store pages of a document; one that is there already is overwritten."""
+    db.executemany(
+        "INSERT OR REPLACE INTO pages (document_seq, number, text, flaw) VALUES (?, ?, ?, ?)",
+        ((seq, page.number, clean(page.text), getattr(page, "reason", None)) for page in pages),
+    )
+
+
+def delete_document(db: sqlite3.Connection, seq: int) -> tuple[ChunkId, ...]:
+    """The ids of the chunks that went with the document, ascending."""
+    end_job(db, seq)
+    rows = db.execute("DELETE FROM chunks WHERE document_seq = ? RETURNING id", (seq,))
+    ids = tuple(sorted(ChunkId(chunk_id) for (chunk_id,) in rows.fetchall()))
+    db.execute("DELETE FROM pages WHERE document_seq = ?", (seq,))
+    db.execute("DELETE FROM documents WHERE seq = ?", (seq,))
+    tidy_full_text(db)
+    return ids
 
 
 def next_generation(db: sqlite3.Connection, collection: str) -> None:

@@ -78,7 +78,9 @@ def test_searches_without_an_engine(http, engine, handbook):
     """/search gives passages, best first, and asks no engine."""
     found = http.post("/search", json={"question": QUESTION, "top_k": 2}).json()["passages"]
     assert len(found) == 2
-    assert set(found[0]) == {"document_id", "filename", "page", "text", "score"}
+    assert set(found[0]) == {
+        *("document_id", "filename", "page", "char_start", "char_end", "text", "score")
+    }
     assert engine.requests == []
 
 

@@ -239,3 +239,50 @@ def test_the_list_comes_in_pages(http, engine):
         "/documents", params={"collection": "listed", "limit": 2, "after": first["next"]}
     ).json()
     assert (len(first["documents"]), len(rest["documents"]), rest["next"]) == (2, 1, None)
+
+
+def test_a_passage_can_be_marked_on_its_page(http, engine):
+    """What `/search` says of a passage is enough to ask where it stands; nonsense is told."""
+    data = pdfs.text_pdf(["Nothing here.", "The zeppelin hangar stands in Friedrichshafen."])
+    (document,) = upload(http, data, collection="marks").json()["documents"]
+    body = {"question": "Where is the zeppelin hangar?", "collection": "marks"}
+    passage = http.post("/search", json=body).json()["passages"][0]
+    place = {"page": passage["page"], "start": passage["char_start"], "end": passage["char_end"]}
+    found = http.get(f"/documents/{document['id']}/boxes", params=place).json()
+    assert found["page"] == 2
+    ((left, top, right, bottom),) = found["boxes"]
+    assert 0 < left < right < 1
+    assert 0 < top < bottom < 0.5
+    for wrong in ({"page": 9}, {"end": 10**6}, {"start": place["end"]}):
+        refused = http.get(f"/documents/{document['id']}/boxes", params=place | wrong)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_parameter")
+
+
+def test_a_document_is_replaced_in_one_moment(http, engine):
+    """The old one is found until the new one is; then it is gone, with its file."""
+    old, new = (
+        pdfs.text_pdf([f"The zeppelin hangar stands in {place}."]) for place in ("Bremen", "Kiel")
+    )
+    (first,) = upload(http, old, collection="versions").json()["documents"]
+    (second,) = upload(http, new, collection="versions", replaces=first["id"]).json()["documents"]
+    assert (second["status"], second["replaces"]) == ("ready", first["id"])
+    body = {"question": "Where is the zeppelin hangar?", "collection": "versions"}
+    found = http.post("/search", json=body).json()["passages"]
+    assert [p["document_id"] for p in found] == [second["id"]]
+    assert http.get(f"/documents/{first['id']}").status_code == 404
+    refused = upload(http, old, collection="versions", replaces="doc-nobody")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "document_not_found")
+
+
+def test_a_failed_document_can_be_retried(http, engine):
+    """It is listed as failed, starts over, and fails again for the same reason; others are refused."""
+    upload(http, pdfs.image_only(), collection="again")
+    query = {"collection": "again", "status": "failed"}
+    (failed,) = http.get("/documents", params=query).json()["documents"]
+    assert http.post(f"/documents/{failed['id']}/retry").status_code == 202
+    with http.stream("GET", f"/documents/{failed['id']}/events") as response:
+        seen = [json.loads(e.data) for e in httpx2.EventSource(response)]
+    assert seen[-1]["error"]["code"] == "no_text"
+    (ready,) = upload(http, pdfs.text_pdf(["Fine."]), collection="again").json()["documents"]
+    refused = http.post(f"/documents/{ready['id']}/retry")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "invalid_parameter")

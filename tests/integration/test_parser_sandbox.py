@@ -14,9 +14,10 @@ import psutil
 import pytest
 
 from orchestrator import errors
-from orchestrator.documents.findings import FlawedPage, PdfInfo
+from orchestrator.documents.findings import PdfInfo
 from orchestrator.documents.parser_worker import LossCause, WorkerPolicy, WorkerPool
 from orchestrator.documents.sandbox import ParserSandbox, SandboxLimits
+from orchestrator.domain import FlawedPage
 from tests import pdfs
 
 NASTY = Path(__file__).parents[3] / "shared" / "data" / "nasty"

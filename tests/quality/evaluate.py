@@ -81,7 +81,10 @@ class Corpus:
         self.store.open()
         self.lexical = LexicalIndex(database=self.store.database)
         self.indexes = CollectionIndexes(
-            folder=folder / "indexes", store=self.store, dimension=embedder.dimension
+            folder=folder / "indexes",
+            store=self.store,
+            dimension=embedder.dimension,
+            wait_s=600.0,
         )
         self.pages = 0
         self.chunks = 0
@@ -129,7 +132,8 @@ class Corpus:
         )
         self.store.add(document)
         stored = [StoredChunk(c, row, c.num_tokens) for c, row in zip(chunks, rows, strict=True)]
-        ids = self.store.publish(document.id, pages=pages, chunks=stored, warning=None)
+        change = self.store.publish(document.id, pages=pages, chunks=stored, warning=None)
+        ids = list(change.added)
         self._page_of |= {i: (document.id, c.page) for i, c in zip(ids, chunks, strict=True)}
         return ids
 

@@ -3,8 +3,9 @@
 import pytest
 
 from orchestrator import errors
-from orchestrator.documents.pdf import FlawedPage, inspect, read_pages
+from orchestrator.documents.pdf import OpenPdf, inspect, read_pages
 from orchestrator.documents.pdfium_text import PdfiumText
+from orchestrator.domain import FlawedPage
 from tests import pdfs
 
 
@@ -195,3 +196,53 @@ class TestTwoReaders:
         assert both.text(2, max_chars=2) == "tw"
         assert both.text(3, max_chars=100) is None
         both.close()
+
+
+def boxes_of(tmp_path, data, page, start_of, end_of):
+    """The boxes of the passage from the first to the second text on a page."""
+    path = tmp_path / "boxes.pdf"
+    path.write_bytes(data)
+    pdf = OpenPdf.open(path, max_pages=100)
+    (read,) = pdf.read_pages(first=page, last=page, max_chars_per_page=100_000)
+    start = read.text.index(start_of)
+    end = read.text.index(end_of, start) + len(end_of)
+    found = pdf.boxes(page, read.text[start:end], near=start / len(read.text))
+    pdf.close()
+    return found
+
+
+def test_a_passage_is_found_on_its_page(tmp_path):
+    """One box a line, inside the page, from top to bottom."""
+    lines = "\n".join(f"Line {n} speaks of gate number {n}." for n in range(1, 9))
+    found = boxes_of(tmp_path, pdfs.text_pdf(["First page.", lines]), 2, "Line 3", "number 5.")
+    assert len(found) == 3
+    assert all(
+        0 <= left < right <= 1 and 0 <= top < bottom <= 1 for left, top, right, bottom in found
+    )
+    tops = [top for _, top, _, _ in found]
+    assert tops == sorted(tops)
+    assert max(tops) - min(tops) < 0.2
+
+
+def test_of_equal_passages_the_right_one_is_marked(tmp_path):
+    """The same words twice on a page: the nearer one is meant."""
+    lines = "\n".join(["The tide is out."] * 2 + [f"Line {n}." for n in range(20)])
+    lines += "\nThe tide is out."
+    data = pdfs.text_pdf([lines])
+    path = tmp_path / "twice.pdf"
+    path.write_bytes(data)
+    pdf = OpenPdf.open(path, max_pages=9)
+    first = pdf.boxes(1, "The tide is out.", near=0.0)
+    last = pdf.boxes(1, "The tide is out.", near=0.9)
+    assert len(first) == len(last) == 1
+    assert first[0][1] < last[0][1]
+
+
+def test_what_is_not_there_is_not_marked(tmp_path):
+    """Rather nothing than the wrong place; a page that does not exist has nothing, too."""
+    path = tmp_path / "a.pdf"
+    path.write_bytes(pdfs.text_pdf(["The tide is out."]))
+    pdf = OpenPdf.open(path, max_pages=9)
+    assert pdf.boxes(1, "The tide is in.", near=0) == []
+    assert pdf.boxes(1, "  ", near=0) == []
+    assert pdf.boxes(7, "The tide is out.", near=0) == []

@@ -5,10 +5,9 @@ import math
 import pytest
 
 from orchestrator import errors
-from orchestrator.documents.findings import FlawedPage
 from orchestrator.documents.parser_worker import LossCause
 from orchestrator.documents.sandbox import SandboxLimits, _Reading, _Window
-from orchestrator.domain import Page
+from orchestrator.domain import FlawedPage, Page
 
 
 def reading(total=10, **limits):

@@ -24,6 +24,7 @@ from orchestrator.errors import (
     EngineRejected,
     EngineTimeout,
     EngineUnavailable,
+    IndexNotReady,
     NotReady,
     Overloaded,
 )
@@ -59,7 +60,7 @@ class FakeRetriever:
 
     def __init__(self) -> None:
         self.asked: list[int] = []
-        self.by_words_only = False
+        self.by_words_only = None
         self.relevant = True
 
     async def retrieve(self, text, *, collection, document_ids, top_k, deadline, check):
@@ -268,10 +269,10 @@ async def test_after_the_first_token_nothing_is_replaced(setting):
 
 async def test_a_search_by_words_only_says_so(setting):
     """Without the embedder an answer is L1, a search too."""
-    setting.retriever.by_words_only = True
+    setting.retriever.by_words_only = IndexNotReady("The index is being built.")
     *_, answer = await setting.ask()
     assert answer.degraded.level == "L1"
-    assert "words only" in answer.degraded.reason
+    assert "words only: The index is being built." in answer.degraded.reason
     _, degraded = await setting.pipeline.search(QUESTION, Deadline(60))
     assert degraded == answer.degraded
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from orchestrator.domain import (
+    Change,
     Chunk,
     ChunkId,
     Document,
@@ -16,6 +17,7 @@ from orchestrator.domain import (
     StoredChunk,
 )
 from orchestrator.retrieval.document_store import DocumentStore
+from orchestrator.retrieval.job_store import JobStore
 
 DIMENSION = 8
 
@@ -46,7 +48,14 @@ class Library:
     def __init__(self, store: DocumentStore) -> None:
         self.store = store
 
-    def queue(self, name: str, *, collection: str = "default", filename: str = "") -> DocumentId:
+    def queue(
+        self,
+        name: str,
+        *,
+        collection: str = "default",
+        filename: str = "",
+        replaces: DocumentId | None = None,
+    ) -> DocumentId:
         document = Document(
             id=DocumentId(name),
             collection=collection,
@@ -55,13 +64,24 @@ class Library:
             size_bytes=100,
             status=DocumentStatus.QUEUED,
             created_at=0.0,
+            replaces=replaces,
         )
         return self.store.add(document)[0].id
 
     def publish(
         self, name: str, *texts: str, collection: str = "default", filename: str = ""
     ) -> list[ChunkId]:
-        document_id = self.queue(name, collection=collection, filename=filename)
+        return list(self.change(name, *texts, collection=collection, filename=filename).added)
+
+    def change(
+        self,
+        name: str,
+        *texts: str,
+        collection: str = "default",
+        filename: str = "",
+        replaces: DocumentId | None = None,
+    ) -> Change:
+        document_id = self.queue(name, collection=collection, filename=filename, replaces=replaces)
         return self.store.publish(
             document_id,
             pages=[Page(number, text) for number, text in enumerate(texts, start=1)],
@@ -70,6 +90,11 @@ class Library:
             ],
             warning=None,
         )
+
+
+@pytest.fixture
+def jobs(store: DocumentStore) -> JobStore:
+    return JobStore(store.database, clock=lambda: 1000.0)
 
 
 @pytest.fixture

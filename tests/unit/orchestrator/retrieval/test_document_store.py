@@ -12,8 +12,9 @@ import pytest
 
 from orchestrator.domain import Document, DocumentId, DocumentStatus, Page
 from orchestrator.errors import DocumentNotFound, StorageFull, StoreUnavailable
-from orchestrator.retrieval.database import SCHEMA_VERSION
+from orchestrator.retrieval.database import _SCHEMAS, SCHEMA_VERSION
 from orchestrator.retrieval.document_store import DocumentStore
+from orchestrator.retrieval.job_store import JobStore
 
 
 @pytest.fixture
@@ -105,11 +106,9 @@ def test_a_failing_publish_leaves_nothing(store, library, chunk):
 def test_publish_after_delete_is_refused(store, library):
     """A document deleted while it was read does not come back."""
     library.queue("a")
-    assert store.delete(DocumentId("a")) == []
+    assert store.delete(DocumentId("a")).removed == ()
     with pytest.raises(DocumentNotFound):
         store.publish(DocumentId("a"), pages=[], chunks=[], warning=None)
-    with pytest.raises(DocumentNotFound):
-        store.update(DocumentId("a"), status=DocumentStatus.PARSING)
 
 
 def test_delete_and_publish_at_the_same_time_leave_no_orphan(store, library, chunk):
@@ -146,7 +145,7 @@ def test_delete_says_which_chunks_went(store, library):
     """The ids are for the vector index; an unknown document gives None."""
     ids = library.publish("a", "one", "two")
     library.publish("b", "three")
-    assert store.delete(DocumentId("a")) == ids
+    assert list(store.delete(DocumentId("a")).removed) == ids
     assert store.delete(DocumentId("a")) is None
     assert store.counts().chunks == 1
 
@@ -183,28 +182,33 @@ def test_a_collection_is_remembered_when_it_is_empty(store, library):
     assert not store.has_collection("y")
 
 
-def test_unfinished_documents_come_oldest_first(store, library):
-    """After a crash these are done again."""
-    for name in "abcd":
-        library.queue(name)
-    store.update(DocumentId("b"), status=DocumentStatus.PARSING, pages=7, pages_done=3)
-    store.fail(DocumentId("c"), code="damaged_document", message="broken")
-    assert [d.id for d in store.unfinished()] == ["a", "b", "d"]
-    assert store.get(DocumentId("b")).pages_done == 3
+def test_a_replaced_document_goes_in_the_same_moment(store, library):
+    """Either the old document is searched or the new one, never both and never none."""
+    old = library.publish("old", "the gate is green", "more of it")
+    change = library.change("new", "the gate is blue", replaces=DocumentId("old"))
+    assert (list(change.removed), change.replaced) == (old, "old")
+    assert store.get(DocumentId("old")) is None
+    assert store.chunk_ids(collection="default").tolist() == list(change.added)
+    with store.database.read() as db:
+        match = "SELECT rowid FROM chunks_fts WHERE chunks_fts MATCH 'gate'"
+        assert [row[0] for row in db.execute(match)] == list(change.added)
+        assert db.execute("SELECT count(*) FROM pages").fetchone()[0] == 1
 
 
-def test_a_failed_document_can_be_started_over(store, library):
-    """`requeue` clears error and progress, and leaves a READY document alone."""
+def test_a_document_to_be_replaced_may_be_gone_already(store, library):
+    """Its successor is published all the same."""
+    library.publish("old", "text")
+    store.delete(DocumentId("old"))
+    change = library.change("new", "other text", replaces=DocumentId("old"))
+    assert (len(change.added), change.removed, change.replaced) == (1, (), None)
+
+
+def test_pages_of_a_document_on_its_way_are_not_shown(store, library, jobs):
+    """A document is visible whole or not at all."""
     library.queue("a")
-    store.fail(DocumentId("a"), code="parser_timeout", message="too slow")
-    failed = store.get(DocumentId("a"))
-    assert (failed.status, failed.error_code) == (DocumentStatus.FAILED, "parser_timeout")
-    store.requeue(DocumentId("a"))
-    queued = store.get(DocumentId("a"))
-    assert (queued.status, queued.error_code) == (DocumentStatus.QUEUED, None)
-    library.publish("b", "text")
-    store.requeue(DocumentId("b"))
-    assert store.get(DocumentId("b")).status is DocumentStatus.READY
+    jobs.stage_pages(DocumentId("a"), [Page(1, "half read")])
+    assert store.page_text(DocumentId("a"), 1) is None
+    assert store.documents(status=DocumentStatus.READY) == []
 
 
 def test_passages_are_scored_by_cosine(store, library, vector):
@@ -284,6 +288,29 @@ def test_a_store_that_cannot_be_searched_is_not_well(store, library):
         store.check()
 
 
+def test_a_file_of_the_first_version_is_taken_along(tmp_path):
+    """Its unfinished documents become work to do; its finished ones stay as they are."""
+    path = tmp_path / "documents.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(f"{_SCHEMAS[0]} PRAGMA user_version = 1;")
+    connection.execute("INSERT INTO collections (name) VALUES ('default')")
+    for name, status in (("a", "ready"), ("b", "parsing"), ("c", "failed")):
+        connection.execute(
+            "INSERT INTO documents (id, collection, filename, sha256, size_bytes, status,"
+            " created_at, pages, pages_done, chunks) VALUES (?, 'default', 'x', ?, 1, ?, 1, 1, 0, 0)",
+            (name, name, status),
+        )
+    connection.commit()
+    connection.close()
+    store = DocumentStore(path=path)
+    store.open()
+    jobs = JobStore(store.database)
+    assert [d.id for d in store.documents()] == ["c", "b", "a"]
+    assert jobs.claim("me", lease_s=9).document_id == "b"
+    assert jobs.claim("me", lease_s=9) is None
+    store.close()
+
+
 def test_a_newer_schema_is_refused(store):
     """A file of a newer version is left alone."""
     store.close()
@@ -316,7 +343,8 @@ def test_a_full_disk_is_its_own_error(store, library, chunk):
         store.publish(DocumentId("a"), pages=[], chunks=chunks, warning=None)
     assert store.counts().chunks == 0
     store.database._writer.execute("PRAGMA max_page_count = 1000000").fetchone()
-    assert len(store.publish(DocumentId("a"), pages=[], chunks=chunks, warning=None)) == 50
+    change = store.publish(DocumentId("a"), pages=[], chunks=chunks, warning=None)
+    assert len(change.added) == 50
 
 
 _KILLED_WHILE_PUBLISHING = """
@@ -325,6 +353,7 @@ from pathlib import Path
 import numpy as np
 from orchestrator.domain import Chunk, Document, DocumentId, DocumentStatus, Page, StoredChunk
 from orchestrator.retrieval.document_store import DocumentStore
+from orchestrator.retrieval.job_store import JobStore
 
 def chunks():
     for n in range(2000):
@@ -337,7 +366,8 @@ store = DocumentStore(path=Path(sys.argv[1]))
 store.open()
 document = Document(DocumentId("a"), "default", "a.pdf", "sha", 1, DocumentStatus.QUEUED, 1.0)
 store.add(document)
-store.update(document.id, status=DocumentStatus.EMBEDDING)
+jobs = JobStore(store.database)
+jobs.show(document.id, status=DocumentStatus.EMBEDDING)
 store.publish(document.id, pages=[Page(1, "x" * 100_000)], chunks=chunks(), warning=None)
 """
 
@@ -349,7 +379,8 @@ def test_a_process_killed_while_it_publishes_leaves_the_document_unfinished(tmp_
     assert subprocess.run(program, check=False).returncode == -signal.SIGKILL
     store = DocumentStore(path=path)
     store.open()
-    assert [d.status for d in store.unfinished()] == [DocumentStatus.EMBEDDING]
+    assert [d.status for d in store.documents()] == [DocumentStatus.EMBEDDING]
+    assert JobStore(store.database).claim("next", lease_s=9).document_id == "a"
     assert store.counts().chunks == 0
     assert store.page_text(DocumentId("a"), 1) is None
     assert store.generation("default") == 0

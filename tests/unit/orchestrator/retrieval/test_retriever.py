@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from functools import partial
 
 import anyio
 import numpy as np
@@ -14,6 +15,7 @@ from orchestrator.errors import (
     CollectionNotFound,
     DeadlineExceeded,
     EmbedderUnavailable,
+    IndexNotReady,
     QueueFull,
     StoreUnavailable,
 )
@@ -283,6 +285,42 @@ async def test_a_failing_store_is_left_alone(retrieve, library, store, embedder,
         await retrieve()
     assert refusal.value.retry_after_s > 0
     assert embedder.asked == asked
+
+
+async def test_a_search_beside_a_replacement_finds_the_new_document(
+    make_retriever, library, chunk, monkeypatch
+):
+    """Found in the index, gone from the store: it searches once more when the change is complete."""
+    library.publish("old", "the turbine hall")
+    retriever = make_retriever()
+    await ask(retriever)
+    vectors, changes = retriever._vectors, []
+    search = vectors.search
+
+    def overtaken(*args, **options):
+        near = search(*args, **options)
+        if not changes:
+            rows = chunk(0, "the engine room").embedding[None, :]
+            publish = partial(library.change, "new", "the engine room", replaces=DocumentId("old"))
+            changes.append(vectors.change("default", publish, embeddings=rows))
+        return near
+
+    monkeypatch.setattr(vectors, "search", overtaken)
+    found = await ask(retriever, text="none of its words")
+    assert [passage.document_id for passage in found.passages] == ["new"]
+
+
+async def test_an_index_that_is_being_built_holds_up_no_question(make_retriever, library):
+    """Words must do, and it is said why; nothing found by words alone proves nothing."""
+    (hit,) = library.publish("a", "the turbine hall")
+    retriever = make_retriever()
+    retriever._vectors.close()
+    found = await ask(retriever)
+    assert isinstance(found.by_words_only, IndexNotReady)
+    assert [passage.chunk_id for passage in found.passages] == [hit]
+    assert found.passages[0].score != 0
+    with pytest.raises(IndexNotReady):
+        await ask(retriever, text="none of its words")
 
 
 class HangingStore:
