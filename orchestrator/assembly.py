@@ -202,7 +202,9 @@ def assemble(settings: Settings) -> Components:
         data_folder=DataFolder(settings.data_dir),
         store=store,
         jobs=jobs,
-        housekeeper=Housekeeper(indexes=indexes, threads=threads),
+        housekeeper=Housekeeper(
+            indexes=indexes, threads=threads, finished=lambda: ingestion.finished
+        ),
         indexes=indexes,
         embedder=embedder,
         reranker=reranker,

@@ -32,6 +32,7 @@ from orchestrator.documents.confinement import allow_cpu, confine, resident_byte
 from orchestrator.documents.pdf import OpenPdf
 from orchestrator.domain import FlawedPage, Page
 from orchestrator.errors import OrchestratorError, ParserOutOfMemory
+from orchestrator.telemetry.heap import trim_heap
 
 Reply: TypeAlias = dict[str, Any]
 
@@ -81,6 +82,8 @@ class PdfServer:
         for page in pages:
             yield {"page": _as_json(page)}
             allow_cpu(cpu_s)
+        if self._pdf is not None and int(request["last"]) >= self._pdf.info.pages:
+            self._close()  # nobody asks for more of it, and it may hold a hundred megabytes
 
     def _open(self, request: dict[str, Any], *, again: bool = False) -> OpenPdf:
         path = str(request["path"])
@@ -93,6 +96,8 @@ class PdfServer:
     def _close(self) -> None:
         if self._pdf is not None:
             self._pdf.close()
+            self._pdf = None
+            trim_heap()
         self._path = self._pdf = None
 
 

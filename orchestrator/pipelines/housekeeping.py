@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 
 from orchestrator.concurrency import Threads
 from orchestrator.errors import OrchestratorError
 from orchestrator.retrieval.collection_indexes import CollectionIndexes
+from orchestrator.telemetry.heap import trim_heap
 
 QUIET_S = 2.0
 """An index is saved when its collection has been at rest for so long, in seconds."""
@@ -25,14 +27,25 @@ class Housekeeper:
     Args:
         indexes: All of them.
         threads: Where the work is done.
+        finished: Counts the documents that were worked on; after some the heap is given back.
+        give_back: How that is done.
         look_s: Seconds between two looks.
     """
 
     def __init__(
-        self, *, indexes: CollectionIndexes, threads: Threads, look_s: float = 5.0
+        self,
+        *,
+        indexes: CollectionIndexes,
+        threads: Threads,
+        finished: Callable[[], int] = lambda: 0,
+        give_back: Callable[[], None] = trim_heap,
+        look_s: float = 5.0,
     ) -> None:
         self._indexes = indexes
         self._threads = threads
+        self._finished = finished
+        self._given_back_at = 0
+        self._give_back = give_back
         self._look_s = look_s
         self._task: asyncio.Task[None] | None = None
 
@@ -61,6 +74,10 @@ class Housekeeper:
             await self._threads.run(self._indexes.save, quiet_s=quiet_s)
             await self._threads.run(self._indexes.unload_idle)
             await self._threads.run(self._indexes.renew_outgrown)
+            finished = self._finished()
+            if finished != self._given_back_at:
+                self._given_back_at = finished
+                await self._threads.run(self._give_back)
         except (OSError, OrchestratorError) as exc:
             logger.warning("the vector indexes could not be saved: %s", exc)
             return False

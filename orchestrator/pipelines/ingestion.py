@@ -82,6 +82,9 @@ class IngestionPipeline:
         lease_s: Seconds after which somebody else may take up what a silent worker had.
         look_s: Seconds between two looks for work that nobody told us of.
         on_done: Called with the outcome code ("ok" or the error's), pages and seconds.
+
+    Attributes:
+        finished: Documents that have left, one way or the other, since the start.
     """
 
     def __init__(
@@ -121,6 +124,7 @@ class IngestionPipeline:
         self._owner = uuid4().hex
         self._arrived = asyncio.Event()
         self._waiting = 0
+        self.finished = 0
         self._running: dict[DocumentId, asyncio.Task[None]] = {}
         self._changes: dict[DocumentId, asyncio.Event] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -245,6 +249,7 @@ class IngestionPipeline:
             code = "internal_error"
             message = "Something of ours broke while reading this PDF. The log tells what."
             await self._fail(job.document_id, code, message)
+        self.finished += 1
         self._on_done(code, pages, time.monotonic() - began_s)
 
     def _require_harmless(self, job: Job) -> None:

@@ -20,7 +20,6 @@ The end of stdin ends the process; so does the death of its parent.
 """
 
 import argparse
-import contextlib
 import ctypes
 import json
 import os
@@ -35,6 +34,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from orchestrator.domain import Embeddings
+from orchestrator.telemetry.heap import trim_heap
 
 if TYPE_CHECKING:
     import torch
@@ -275,8 +275,7 @@ def give_back_when_idle(descriptor: int) -> None:
     glibc keeps what a large batch took: 300 MB of it after a run over mixed documents, otherwise.
     """
     if not select.select([descriptor], [], [], IDLE_S)[0]:
-        with contextlib.suppress(AttributeError):  # another C library has its own ways
-            ctypes.CDLL(None).malloc_trim(0)
+        trim_heap()
 
 
 def die_with_parent() -> None:

@@ -58,3 +58,23 @@ async def test_a_full_disk_is_logged_and_tried_again(indexes, monkeypatch, caplo
     indexes.failures = 2
     await look_on(indexes, 4)
     assert caplog.text.count("could not be saved") == 2
+
+
+async def test_the_heap_is_given_back_after_documents_and_not_otherwise(indexes):
+    """Once for each look that finds new ones done."""
+    done, given_back = [0], []
+    keeper = Housekeeper(
+        indexes=indexes,
+        threads=Threads(1),
+        finished=lambda: done[0],
+        give_back=lambda: given_back.append(done[0]),
+        look_s=0.01,
+    )
+    await keeper.start()
+    for count in (2, 5):
+        done[0], seen = count, len(indexes.saves)
+        async with asyncio.timeout(10):
+            while len(indexes.saves) < seen + 4:
+                await asyncio.sleep(0.01)
+    await keeper.aclose()
+    assert given_back == [2, 5]
