@@ -19,6 +19,7 @@ too much memory (an error, then exit code 3: the heap is not worth keeping).
 """
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -97,6 +98,7 @@ class PdfServer:
         if self._pdf is not None:
             self._pdf.close()
             self._pdf = None
+            gc.collect()  # pypdf's objects refer to each other
             trim_heap()
         self._path = self._pdf = None
 
