@@ -36,7 +36,8 @@ import httpx2
 
 from loadtest.crash_ledger import TERMINAL, Ledger
 from loadtest.figures import percentile
-from loadtest.programs import ROOT, commit, free_port, machine, running
+from loadtest.programs import ROOT, commit, free_port, machine
+from loadtest.stack import simulator
 from orchestrator.retrieval.database import Database
 from orchestrator.retrieval.store_check import StoreCheck
 from tests import pdfs
@@ -351,16 +352,12 @@ def _first_documents(trial: Trial, folder: Path | None, sources: dict[str, bytes
                 trial.chunks[source] = document["chunks"]
             else:
                 sources.pop(source, None)
-                http.delete(f"/documents/{_id_of(http, name)}")
+                if refused := trial.stored(http).get(name):
+                    http.delete(f"/documents/{refused['id']}")
 
 
 def _client(url: str) -> httpx2.Client:
     return httpx2.Client(base_url=url, timeout=600, trust_env=False)
-
-
-def _id_of(http: httpx2.Client, name: str) -> str:
-    documents = http.get("/documents", params={"limit": "1000"}).json()["documents"]
-    return next((d["id"] for d in documents if d["filename"] == name), "none")
 
 
 def _table(kills: Sequence[Kill]) -> str:
@@ -380,14 +377,9 @@ def crash(kills: int, folder: Path | None, *, settle_every: int = QUIET_EVERY) -
     done: list[Kill] = []
     with (
         tempfile.TemporaryDirectory() as place,
-        running(
-            ["model_server.simulator", "--port", "0"],
-            log=Path(place) / "simulator.log",
-            start_s=30,
-            ready_path="/health",
-        ) as engine,
+        simulator(Path(place)) as (_, engine_url),
     ):
-        trial = Trial(Path(place) / "data", engine.url, Ledger(), {})
+        trial = Trial(Path(place) / "data", engine_url, Ledger(), {})
         trial.folder.mkdir()
         sources = _sources(folder)
         _first_documents(trial, folder, sources)

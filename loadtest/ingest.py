@@ -32,7 +32,8 @@ from typing import Any
 import httpx2
 
 from loadtest.figures import percentile
-from loadtest.programs import ROOT, commit, free_port, machine, running
+from loadtest.programs import ROOT, commit, machine
+from loadtest.stack import orchestrator, simulator
 from loadtest.upload_loop import disk_bytes
 from orchestrator.domain import Chunk
 from orchestrator.retrieval.embedder_model import bundled_embedder, embedding_text
@@ -82,24 +83,11 @@ class Size:
 
 
 @contextmanager
-def orchestrator(folder: Path, engine_url: str) -> Iterator[httpx2.Client]:
-    """A fresh one, with an empty data folder."""
+def fresh(folder: Path, engine_url: str) -> Iterator[httpx2.Client]:
+    """A client of an orchestrator with an empty data folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    port = free_port()
-    settings = {
-        "ORCHESTRATOR_PORT": str(port),
-        "ORCHESTRATOR_DATA_DIR": str(folder / "data"),
-        "ORCHESTRATOR_ENGINE_URL": engine_url,
-    }
-    with running(
-        ["orchestrator", "serve"],
-        log=folder / "orchestrator.log",
-        start_s=120,
-        url=f"http://127.0.0.1:{port}",
-        ready_path="/readyz",
-        environment=settings,
-    ) as program:
+    with orchestrator(folder, engine_url) as program:
         yield program.http
 
 
@@ -209,29 +197,24 @@ def measure(
 ) -> dict[str, Any]:
     """The parts asked for, each with a fresh orchestrator."""
     report: dict[str, Any] = {"machine": machine(), "commit": commit()}
-    with running(
-        ["model_server.simulator", "--port", "0"],
-        log=folder / "simulator.log",
-        start_s=30,
-        ready_path="/health",
-    ) as engine:
+    with simulator(folder) as (_, engine_url):
         place = folder / "run"
         if "speed" in parts:
             runs = []
             for _ in range(repeats):
-                with orchestrator(place, engine.url) as http:
+                with fresh(place, engine_url) as http:
                     runs.append(speed(http, place, files))
                     print(runs[-1], file=sys.stderr, flush=True)
             report["speed"] = [asdict(run) for run in runs]
         if "size" in parts:
             report["size"] = []
             for documents in SIZES:
-                with orchestrator(place, engine.url) as http:
+                with fresh(place, engine_url) as http:
                     found = size(http, place, documents)
                     print(found, file=sys.stderr, flush=True)
                     report["size"].append(asdict(found))
         if "asks" in parts:
-            with orchestrator(place, engine.url) as http:
+            with fresh(place, engine_url) as http:
                 alone, beside = _asks(http, files)
             report["asks"] = {"alone_s": alone, "beside_s": beside}
     return report

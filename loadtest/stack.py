@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import httpx2
@@ -172,29 +173,34 @@ def stack(
         starting = (
             _vllm(folder, model_server or {})
             if engine == "vllm"
-            else _simulator(folder, simulator_options)
+            else simulator(folder, simulator_options)
         )
         process, url = on.enter_context(starting)
         client = on.enter_context(httpx2.Client(base_url=url, timeout=60, trust_env=False))
-        wanted = dict(settings)
+        wanted = {
+            # As `make run` sets it by the plan: the engine's batch, and a few more.
+            "MAX_CONCURRENT_REQUESTS": str(NUM_SEQS[engine] + LOOKAHEAD),
+            **dict(settings),
+        }
         if engine == "vllm":
             wanted |= {"TOKENIZER": str(MODEL_FOLDER), "CONTROL_URL": process.url}
-        orchestrator = on.enter_context(_orchestrator(folder, engine, url, wanted))
-        corpus.upload(orchestrator.http)
+        ours = on.enter_context(orchestrator(folder, url, wanted))
+        corpus.upload(ours.http)
         bare = corpus.prompts(corpus.CPU_SIZES if engine == "vllm" else corpus.GPU_SIZES)
         address = httpx2.URL(url)
         target = Target(
             engine=(address.host, address.port or 80),
-            orchestrator=orchestrator.address,
+            orchestrator=ours.address,
             model=str(client.get("/v1/models").json()["data"][0]["id"]),
-            bands="priority" in orchestrator.http.get("/openapi.json").text,
-            pool=tuple(corpus.assembled(orchestrator.http, bare)),
+            bands="priority" in ours.http.get("/openapi.json").text,
+            pool=tuple(corpus.assembled(ours.http, bare)),
         )
-        yield Stack(process, client, orchestrator, target)
+        yield Stack(process, client, ours, target)
 
 
 @contextmanager
-def _simulator(folder: Path, options: Sequence[str]) -> Iterator[tuple[Program, str]]:
+def simulator(folder: Path, options: Sequence[str] = ()) -> Iterator[tuple[Program, str]]:
+    """The simulator, and where it listens; its log goes to the folder."""
     with running(
         ["model_server.simulator", "--port", "0", *options],
         log=folder / "simulator.log",
@@ -227,23 +233,30 @@ def _vllm(folder: Path, changes: Mapping[str, str]) -> Iterator[tuple[Program, s
 
 
 @contextmanager
-def _orchestrator(
-    folder: Path, engine: EngineName, engine_url: str, settings: dict[str, str]
+def orchestrator(
+    folder: Path,
+    engine_url: str,
+    settings: Mapping[str, str] = MappingProxyType({}),
+    *,
+    ready_path: str = "/readyz",
 ) -> Iterator[Program]:
+    """
+    An orchestrator in front of that engine, from when it is ready until the block ends.
+
+    Args:
+        folder: Holds its `data` and its log.
+        engine_url: Where the engine listens.
+        settings: ORCHESTRATOR_* by name without the prefix.
+        ready_path: Answers 200 once it is ready.
+    """
     port = free_port()
-    wanted = {
-        "PORT": str(port),
-        "DATA_DIR": str(folder / "data"),
-        "ENGINE_URL": engine_url,
-        # As `make run` sets it by the plan: the engine's batch, and a few more.
-        "MAX_CONCURRENT_REQUESTS": str(NUM_SEQS[engine] + LOOKAHEAD),
-    }
+    wanted = {"PORT": str(port), "DATA_DIR": str(folder / "data"), "ENGINE_URL": engine_url}
     with running(
         ["orchestrator", "serve"],
         log=folder / "orchestrator.log",
         start_s=ORCHESTRATOR_START_S,
         url=f"http://127.0.0.1:{port}",
-        ready_path="/readyz",
-        environment={f"ORCHESTRATOR_{k.upper()}": v for k, v in (wanted | settings).items()},
+        ready_path=ready_path,
+        environment={f"ORCHESTRATOR_{k.upper()}": v for k, v in (wanted | dict(settings)).items()},
     ) as program:
         yield program

@@ -17,16 +17,15 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import httpx2
 import psutil
 
-from loadtest.programs import commit, free_port, machine, running
+from loadtest.programs import commit, machine
+from loadtest.stack import orchestrator
 from tests import pdfs
 
 MAX_GROWTH = 0.05
@@ -37,6 +36,7 @@ LARGE_PAGES = 1000
 SETTLE_S = 20.0
 LOOK_S = 0.2
 MIB = 1024 * 1024
+NO_ENGINE = "http://127.0.0.1:9"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,24 +154,6 @@ class Loop:
             self._delete(document["id"])
 
 
-@contextmanager
-def _orchestrator(folder: Path) -> Iterator[tuple[str, int]]:
-    port = free_port()
-    settings = {
-        "ORCHESTRATOR_PORT": str(port),
-        "ORCHESTRATOR_DATA_DIR": str(folder / "data"),
-        "ORCHESTRATOR_ENGINE_URL": "http://127.0.0.1:9",
-    }
-    with running(
-        ["orchestrator", "serve"],
-        log=folder / "orchestrator.log",
-        start_s=120,
-        url=f"http://127.0.0.1:{port}",
-        environment=settings,
-    ) as program:
-        yield program.url, program.process.pid
-
-
 def _files(folder: Path | None) -> tuple[dict[str, bytes], bytes]:
     if folder is None:
         pages = [f"Page {n} of the large one tells of it. " * 40 for n in range(LARGE_PAGES)]
@@ -189,8 +171,12 @@ def _held(pid: int, data: Path) -> Held:
 def loop(rounds: int, folder: Path | None) -> tuple[Held, Held, int, Counter[str]]:
     """What was held before and after so many rounds, the peak in between, and the outcomes."""
     files, large = _files(folder)
-    with tempfile.TemporaryDirectory() as place, _orchestrator(Path(place)) as (url, pid):
-        going = Loop(url, files, large)
+    with (
+        tempfile.TemporaryDirectory() as place,
+        orchestrator(Path(place), NO_ENGINE, ready_path="/healthz") as running,
+    ):
+        pid = running.process.pid
+        going = Loop(running.url, files, large)
         data = Path(place) / "data"
         going.rounds(max(LARGE_EVERY, round(rounds * WARM_UP_SHARE)))
         going.clear()

@@ -349,7 +349,7 @@ def _examine(folder: Path, out: Console, *, repair: bool) -> int:
         for finding in found:
             cure = finding.repair or "cannot be repaired here"
             out.print(f"[red]✗[/red] {escape(finding.what)} → {escape(cure)}", highlight=False)
-        left = check.repair(iter(found)) if repair and found else found
+        left = check.repair(found) if repair and found else found
     except OrchestratorError as exc:
         out.print(f"[red]✗[/red] {escape(exc.message)}")
         return 2

@@ -70,7 +70,8 @@ class PdfServer:
         else:
             yield {"done": True, "resident_bytes": resident_bytes()}
         finally:
-            if request["op"] == "inspect":
+            # After the last reply: nobody waits for it. A reader goes on with its next window.
+            if request["op"] != "pages" or self._is_last(request):
                 self._close()
 
     def _pages(self, request: dict[str, Any], *, cpu_s: float) -> Iterator[Reply]:
@@ -83,8 +84,9 @@ class PdfServer:
         for page in pages:
             yield {"page": _as_json(page)}
             allow_cpu(cpu_s)
-        if self._pdf is not None and int(request["last"]) >= self._pdf.info.pages:
-            self._close()  # nobody asks for more of it, and it may hold a hundred megabytes
+
+    def _is_last(self, request: dict[str, Any]) -> bool:
+        return self._pdf is not None and int(request["last"]) >= self._pdf.info.pages
 
     def _open(self, request: dict[str, Any], *, again: bool = False) -> OpenPdf:
         path = str(request["path"])
@@ -97,10 +99,9 @@ class PdfServer:
     def _close(self) -> None:
         if self._pdf is not None:
             self._pdf.close()
-            self._pdf = None
+            self._path = self._pdf = None
             gc.collect()  # pypdf's objects refer to each other
-            trim_heap()
-        self._path = self._pdf = None
+            trim_heap()  # it may have held a hundred megabytes
 
 
 def _as_json(page: Page) -> Reply:

@@ -340,12 +340,12 @@ class IngestionPipeline:
         unkept: list[StagedChunk] = []
         kept_s = time.monotonic()
         for start in range(0, len(todo), EMBED_WINDOW):
-            unkept += await self._embedded(todo[start : start + EMBED_WINDOW], texts)
+            pieces = await self._embedded(todo[start : start + EMBED_WINDOW], texts)
+            done |= {piece.ordinal: piece for piece in pieces}
+            unkept += pieces
             if time.monotonic() - kept_s > STAGE_S and start + EMBED_WINDOW < len(todo):
                 await self._threads.run(self._jobs.stage_chunks, document.id, unkept)
-                done |= {piece.ordinal: piece for piece in unkept}
                 unkept, kept_s = [], time.monotonic()
-        done |= {piece.ordinal: piece for piece in unkept}
         return [
             StoredChunk(chunk, done[chunk.ordinal].embedding, done[chunk.ordinal].prompt_tokens)
             for chunk in chunks

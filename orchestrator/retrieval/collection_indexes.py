@@ -257,13 +257,13 @@ class CollectionIndexes:
             if index is None:
                 index = self._read(collection, slot)
             with slot.lock:
+                # One of another kind has to be saved, whatever was saved before.
+                slot.saved_generation = generation if loaded else -1
                 # What has changed since; nothing changes any more now.
                 if self._store.generation(collection) != generation:
                     self._read_on(collection, slot, index)
                     gone = np.setdiff1d(index.ids(), self._store.chunk_ids(collection=collection))
                     index.remove(gone)
-                elif loaded:
-                    slot.saved_generation = generation
                 slot.index = index if len(index) else None
             return index
         except Exception as exc:

@@ -8,7 +8,7 @@ written with. Looking changes nothing and may be done beside a running orchestra
 
 import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,7 @@ class StoreCheck:
         yield from self._stored_files(rows)
         yield from self._snapshots()
 
-    def repair(self, findings: Iterator[Finding]) -> list[Finding]:
+    def repair(self, findings: Iterable[Finding]) -> list[Finding]:
         """
         Put right what can be; what stays wrong is returned.
 

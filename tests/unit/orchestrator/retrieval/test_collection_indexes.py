@@ -255,6 +255,22 @@ def test_a_large_collection_is_put_into_lists_and_a_small_one_back(
     assert all_ids(again, vector) == ids
 
 
+def test_a_snapshot_of_the_wrong_kind_is_not_kept(make, library, vector, loads):
+    """The limit was lowered: built anew once, saved although nothing changed, and loaded after that."""
+    library.publish("a", *(f"text {n}" for n in range(40)))
+    exact = make()
+    all_ids(exact, vector)
+    assert exact.save() == 1
+    lists = make(exact_up_to=10)
+    lists.search("default", vector(0), 1)
+    assert lists.save() == 1
+    again = make(exact_up_to=10)
+    again.search("default", vector(0), 1)
+    assert not again._slots["default"].index.exact
+    assert again.save() == 0
+    assert loads == ["rebuilt", "snapshot", "snapshot"]
+
+
 def until_built(indexes):
     until = time.monotonic() + 10
     while indexes.building() and time.monotonic() < until:
