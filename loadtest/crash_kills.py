@@ -51,6 +51,8 @@ LONGEST_WATCH_S = 4.0
 QUIET_EVERY = 25
 MAX_DOCUMENTS = 24
 """Beside the first ones: beyond it clients delete more than they add."""
+EMBEDDING_SHARE = 0.6
+"""Kills that wait for the embedder's model first: before that nothing is embedded or published."""
 LOOK_S = 0.02
 SERVER_ERROR = 500
 SEED = 20260713
@@ -221,7 +223,7 @@ class Trial:
         """Let all work finish; promises that do not hold then."""
         until_s = time.monotonic() + QUIET_S
         stored = self.stored(http)
-        while any(document["status"] not in TERMINAL for document in stored.values()):
+        while not _embeds(http) or any(d["status"] not in TERMINAL for d in stored.values()):
             if time.monotonic() > until_s:
                 return ["documents are not finished after five minutes"]
             time.sleep(0.2)
@@ -236,6 +238,17 @@ class Trial:
             if document["chunks"] != expected:
                 found.append(f"{name} has {document['chunks']} chunks, and had {expected}")
         return [*found, *_not_found(http, stored)]
+
+
+def _embeds(http: httpx2.Client) -> bool:
+    """Whether documents are found by their meaning: until the model is loaded, words must do."""
+    return bool(http.get("/readyz").json()["dependencies"]["embedder"]["status"] == "ok")
+
+
+def _wait_until_it_embeds(http: httpx2.Client) -> None:
+    until_s = time.monotonic() + START_S
+    while not _embeds(http) and time.monotonic() < until_s:
+        time.sleep(LOOK_S)
 
 
 def _not_found(http: httpx2.Client, stored: dict[str, dict[str, Any]]) -> list[str]:
@@ -308,6 +321,8 @@ def kill_once(trial: Trial, sources: dict[str, bytes], number: int, *, settle: b
     with trial.started() as (process, url, ready_s):
         with _client(url) as http:
             broken = trial.settled(http) if settle else trial.broken(http)
+            if rng.random() < EMBEDDING_SHARE:
+                _wait_until_it_embeds(http)
             clients = Clients(url, trial.ledger, sources, SEED + number * CLIENTS)
             clients.start()
             mode = strike(process, rng)

@@ -1,6 +1,5 @@
 """The application around the parts: what is opened, started, served and closed, in which order."""
 
-import asyncio
 import gc
 import logging
 import sys
@@ -124,11 +123,12 @@ async def running(parts: Components) -> AsyncIterator[None]:
             stack.push_async_callback(parts.keeper.aclose)
         stack.push_async_callback(parts.embedder.aclose)
         stack.push_async_callback(parts.sandbox.aclose)
-        starting = [parts.embedder.start(), parts.sandbox.start()]
+        # Loading a model takes longer than all the rest: until it is up, words must do.
+        parts.embedder.start_soon()
         if parts.reranker is not None:
             stack.push_async_callback(parts.reranker.aclose)
-            starting.append(parts.reranker.start())
-        await asyncio.gather(*starting)
+            parts.reranker.start_soon()
+        await parts.sandbox.start()
         stack.callback(parts.indexes.close)
         await parts.housekeeper.start()
         stack.push_async_callback(parts.housekeeper.aclose)

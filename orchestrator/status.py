@@ -116,6 +116,8 @@ class StatusPicture:
         return _by_breaker(breaker)
 
     def _embedder(self) -> Dependency:
+        if self._parts.embedder.starting:
+            return Dependency("degraded", "Its model is being loaded: searches are by words only.")
         if not self._parts.embedder.alive:
             detail = (
                 "The embedder does not answer, or is being restarted: searches are by words only."
@@ -128,7 +130,7 @@ class StatusPicture:
         if self._parts.reranker is None:
             return {}
         if not self._parts.reranker.alive:
-            detail = "Its process is being restarted: passages keep the order of the search."
+            detail = "It is being started or restarted: passages keep the order of the search."
             return {"reranker": Dependency("degraded", detail)}
         return {"reranker": _by_breaker(self._parts.breakers["reranker"])}
 

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +100,18 @@ def program(
 
 
 @contextmanager
-def orchestrator(data_dir: Path, engine_url: str, **settings: str) -> Iterator[Program]:
-    """A real orchestrator on a port of its own; `settings` are ORCHESTRATOR_* without the prefix."""
+def orchestrator(
+    data_dir: Path, engine_url: str, *, wait_for: Sequence[str] = ("embedder",), **settings: str
+) -> Iterator[Program]:
+    """
+    A real orchestrator on a port of its own.
+
+    Args:
+        data_dir: Its data folder; made if there is none.
+        engine_url: Where its engine listens.
+        wait_for: Parts that have to be up, by their names in `/readyz`.
+        settings: ORCHESTRATOR_* without the prefix.
+    """
     port = free_port()
     data_dir.mkdir(parents=True, exist_ok=True)
     environment = {
@@ -118,7 +128,20 @@ def orchestrator(data_dir: Path, engine_url: str, **settings: str) -> Iterator[P
         log=data_dir / "orchestrator.log",
         start_s=START_S,
     ) as running:
+        if wait_for:
+            _wait_for(running, wait_for)
         yield running
+
+
+def _wait_for(running: Program, names: Sequence[str]) -> None:
+    """Wait until these parts are up: the service itself does not."""
+    until = time.monotonic() + START_S
+    while time.monotonic() < until:
+        parts = httpx2.get(f"{running.url}/readyz", trust_env=False).json()["dependencies"]
+        if all(parts[name]["status"] == "ok" for name in names):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"not up within {START_S} s: {parts}\n{running.tail()}")
 
 
 def model_server_settings(folder: Path, **changes: str) -> dict[str, str]:

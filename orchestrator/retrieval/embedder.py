@@ -7,6 +7,7 @@ passages go in micro-batches, so a question never waits behind more than one of 
 
 import asyncio
 import copy
+import logging
 import sys
 import time
 from collections import deque
@@ -28,6 +29,8 @@ For questions. Their threads wait for each other dozens of times in a question, 
 processors are all taken each time costs a scheduler's turn: beside vLLM on two cores a question took
 one to two seconds with two threads. Alone, a second thread saves one or two milliseconds.
 """
+
+logger = logging.getLogger(__name__)
 
 _MAX_FAILED_STARTS = 5
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -122,18 +125,31 @@ class Embedder:
         """Requests that wait: (questions, micro-batches of passages)."""
         return len(self._queries), len(self._passages)
 
+    @property
+    def starting(self) -> bool:
+        """Whether the model is being loaded for the first time: nothing has failed, nothing is up."""
+        return self._server is not None and not (self.dimension or self._failed_starts)
+
+    def start_soon(self) -> None:
+        """
+        Start the child in the background, again and again until it comes up.
+
+        Passages wait for it meanwhile, questions do not.
+        """
+        self._server = asyncio.create_task(self._serve(), name="embedder")
+
     async def start(self) -> None:
         """
         Start the child and wait until its model is loaded.
 
         Raises:
-            EmbedderUnavailable: If it does not come up.
+            EmbedderUnavailable: If it does not come up at the first attempt.
         """
         try:
             await self._start_child()
         except ChildLostError as exc:
             raise EmbedderUnavailable(f"The embedder did not start: {exc}.") from exc
-        self._server = asyncio.create_task(self._serve(), name="embedder")
+        self.start_soon()
 
     async def aclose(self) -> None:
         """End the child; whoever still waits is told."""
@@ -187,14 +203,14 @@ class Embedder:
             QueueFull: If too many callers wait already.
             EmbedderUnavailable: If the child was lost twice over these texts.
         """
-        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         # Texts of like length travel together: the model pads each batch to its longest.
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]), reverse=True)
+        batches = []
         for start in range(0, len(order), self._max_batch):
-            batch = order[start : start + self._max_batch]
-            vectors[batch] = await self._submit(
-                self._passages, [texts[index] for index in batch], retries=1
-            )
+            batch = [texts[index] for index in order[start : start + self._max_batch]]
+            batches.append(await self._submit(self._passages, batch, retries=1))
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        vectors[order] = np.concatenate(batches) if batches else vectors
         return vectors
 
     async def _submit(self, lane: deque[_Job], texts: Sequence[str], *, retries: int) -> Embeddings:
@@ -217,6 +233,10 @@ class Embedder:
             raise EmbedderUnavailable("The embedder is not running. Try again in a moment.")
         if lane is self._queries and self._failed_starts:
             raise self._not_restarting()
+        if lane is self._queries and self.starting:
+            raise EmbedderUnavailable(
+                "The embedder is loading its model. Try again in a few seconds.", retry_after_s=2.0
+            )
         if len(lane) >= self._max_queued:
             raise QueueFull(
                 f"{len(lane)} requests wait for the embedder, and {self._max_queued} may. "
@@ -229,7 +249,7 @@ class Embedder:
         try:
             while True:
                 if not self.alive:
-                    await self._restart()
+                    await self._bring_up()
                     continue
                 jobs = self._next_jobs()
                 if not jobs:
@@ -291,15 +311,17 @@ class Embedder:
         self.max_tokens = self._child.max_tokens
         self.dtype = self._child.dtype
 
-    async def _restart(self) -> None:
+    async def _bring_up(self) -> None:
+        """Start the child for the first time, or another in the place of one that is gone."""
         await self._stop_child()
         await asyncio.sleep(_BACKOFF_S[min(self._failed_starts, len(_BACKOFF_S) - 1)])
-        self.restarts += 1
+        self.restarts += bool(self.dimension or self._failed_starts)
         try:
             await self._start_child()
             self._failed_starts = 0
-        except ChildLostError:
+        except ChildLostError as exc:
             self._failed_starts += 1
+            logger.warning("the embedder did not start (attempt %d): %s", self._failed_starts, exc)
             _fail(list(self._queries), self._not_restarting())
             self._queries.clear()
             if self._failed_starts % _MAX_FAILED_STARTS == 0:

@@ -26,16 +26,41 @@ from orchestrator.retrieval.rows import (
     set_columns,
 )
 
-_NEXT = """
-    SELECT document_seq FROM jobs
-    WHERE due_at <= :now AND (owner IS NULL OR leased_until < :now)
-    ORDER BY document_seq LIMIT 1
+SUSPECT_FROM = 2
+"""Interruptions without a step forward after which a document is worked on alone, after a pause."""
+FIRST_PAUSE_S, LATER_PAUSE_S = 4.0, 16.0
 """
+From the start of the process until a suspect is taken up again, in seconds.
+
+What ends the process for another reason, and does it again and again, does so in these pauses, and
+that blames nobody. Only a document in whose work alone the process ends, each time, is the cause.
+"""
+
+# The oldest, and nobody younger before it: a suspect that waits for the others to end is not overtaken
+# for ever. The work that is going on counts as an interruption until it has come further.
+_NEXT = f"""
+    SELECT document_seq FROM (
+        SELECT document_seq, interruptions FROM jobs
+        WHERE due_at <= :now AND (owner IS NULL OR leased_until < :now)
+        ORDER BY document_seq LIMIT 1
+    ) AS oldest
+    WHERE NOT EXISTS (
+        SELECT 1 FROM jobs WHERE owner IS NOT NULL AND leased_until >= :now
+        AND (interruptions > {SUSPECT_FROM} OR oldest.interruptions >= {SUSPECT_FROM})
+    )
+"""  # noqa: S608 - a constant
 # Counted as an interruption until somebody says how it ended.
 _CLAIM = f"""
     UPDATE jobs SET owner = :owner, leased_until = :until, interruptions = interruptions + 1
     WHERE document_seq = ({_NEXT})
     RETURNING document_seq, failures, interruptions - 1 AS interruptions
+"""  # noqa: S608 - a constant
+_RELEASE_ALL = f"""
+    UPDATE jobs SET owner = NULL, due_at = CASE
+        WHEN interruptions < {SUSPECT_FROM} THEN 0
+        WHEN interruptions = {SUSPECT_FROM} THEN :now + {FIRST_PAUSE_S}
+        ELSE :now + {LATER_PAUSE_S}
+    END
 """  # noqa: S608 - a constant
 _PUT_BACK = """
     UPDATE jobs
@@ -79,6 +104,9 @@ class JobStore:
     def claim(self, owner: str, *, lease_s: float) -> Job | None:
         """
         The oldest document that nobody works on, now leased to this owner; None if there is none.
+
+        A document that may be what ends the process is worked on alone: it is given out when no other
+        is leased, and none is given out beside it until it has come further.
 
         Args:
             owner: Who will work on it; as good as unique.
@@ -127,9 +155,14 @@ class JobStore:
             )
 
     def release_all(self) -> None:
-        """Take every lease away: whoever had one is dead, and that was an interruption."""
+        """
+        Take every lease away: whoever had one is dead, and that was an interruption.
+
+        A document that was interrupted so often without coming further that it may be the cause
+        waits before it is taken up again; see `FIRST_PAUSE_S`.
+        """
         with self._database.write() as db:
-            db.execute("UPDATE jobs SET owner = NULL, due_at = 0")
+            db.execute(_RELEASE_ALL, {"now": self._clock()})
 
     def counts(self) -> tuple[int, int]:
         """(documents that wait for somebody, documents that somebody works on)."""

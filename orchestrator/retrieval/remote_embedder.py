@@ -37,6 +37,7 @@ class RemoteEmbedder:
 
     dtype = "remote"
     restarts = 0
+    starting = False
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class RemoteEmbedder:
         """Whether the last request was answered; a server that was never asked is believed."""
         return self._well
 
-    async def start(self) -> None:
+    def start_soon(self) -> None:
         """Nothing has to be started; a server that is not there yet is found by the next request."""
 
     async def aclose(self) -> None:

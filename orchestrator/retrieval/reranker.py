@@ -56,12 +56,9 @@ class Reranker:
         self._wait_s = wait_s
         self.candidates = candidates
 
-    async def start(self) -> None:
-        """Start the child, and wait until its model is loaded; the service goes on without it."""
-        try:
-            await self._process.start()
-        except EmbedderUnavailable as exc:
-            logger.warning("nothing is reranked until the next start: %s", exc.message)
+    def start_soon(self) -> None:
+        """Start the child in the background; until it is up, nothing is reranked."""
+        self._process.start_soon()
 
     async def aclose(self) -> None:
         """End the child."""
@@ -77,6 +74,9 @@ class Reranker:
         found = tuple(passages)
         if len(found) < 2:  # noqa: PLR2004 - one has no order
             return Reranked(found)
+        if self._process.starting:
+            # Nobody's failure: the breaker is not told of it.
+            return Reranked(found, EmbedderUnavailable("The reranker is loading its model."))
         pairs = [json.dumps([question, passage.text]) for passage in found]
         try:
             async with (

@@ -36,6 +36,11 @@ _RRF_K = 60
 class QueryEmbedder(Protocol):
     """What turns a question into a vector."""
 
+    @property
+    def starting(self) -> bool:
+        """Whether it cannot be up yet, which is nobody's failure."""
+        ...
+
     async def embed_query(self, text: str, *, timeout_s: float) -> Vector:
         """
         The question's vector: (d,) float32 of unit length.
@@ -167,9 +172,11 @@ class Retriever:
     async def _vector(self, text: str) -> Vector | OrchestratorError:
         """The question's vector, or why there is none."""
         timeout_s = self._embed_timeout_s
+        # While the model is loaded for the first time, the breaker would open for nothing.
+        failures = () if self._embedder.starting else (EmbedderUnavailable,)
         try:
             # Being busy is no failure: only an embedder that does nothing counts against itself.
-            async with self._embedder_breaker.guard((EmbedderUnavailable,)):
+            async with self._embedder_breaker.guard(failures):
                 return await self._embedder.embed_query(text, timeout_s=timeout_s)
         except (EmbedderUnavailable, QueueFull, CircuitOpen) as exc:
             return exc

@@ -61,7 +61,12 @@ def test_passages_are_read_a_second_time_and_found_without_it(tmp_path, fake_eng
         upload(running.url)
         found, degraded = search(running.url)
         assert degraded is None
-    with orchestrator(tmp_path / "two", fake_engine.url, reranker_model=str(model)) as running:
+    with orchestrator(
+        tmp_path / "two",
+        fake_engine.url,
+        wait_for=["embedder", "reranker"],
+        reranker_model=str(model),
+    ) as running:
         upload(running.url)
         reranked, degraded = search(running.url)
         assert degraded is None

@@ -1,6 +1,7 @@
 """A document's way: kept as it goes, taken up where it was, tried again, given up, published once."""
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -72,7 +73,8 @@ class Setting:
     def __init__(self, folder):
         self.store = DocumentStore(path=folder / "test.db")
         self.store.open()
-        self.jobs = JobStore(self.store.database)
+        self.ahead_s = 0.0
+        self.jobs = JobStore(self.store.database, clock=lambda: time.time() + self.ahead_s)
         self.files = DocumentFiles(folder=folder, limits=UploadLimits(10**6, 0))
         self.files.open(exists=lambda _: True)
         self.indexes = CollectionIndexes(folder=folder / "indexes", store=self.store, dimension=4)
@@ -117,6 +119,9 @@ class Setting:
             yield pipeline
         finally:
             await pipeline.aclose()
+
+    def pauses_end(self):
+        self.ahead_s += 60
 
     async def until(self, condition):
         async with asyncio.timeout(WAIT_S):
@@ -252,12 +257,13 @@ async def test_a_damaged_document_is_not_tried_twice(setting):
 
 
 async def test_a_document_that_ends_the_process_again_and_again_is_given_up(setting):
-    """Three deaths without a step forward: the fourth start leaves it alone, and goes on with others."""
+    """Four deaths in its work: the fifth start leaves it alone, and goes on with others."""
     setting.queue("a")
     setting.queue("b")
-    for _ in range(3):
+    for _ in range(4):
         assert setting.jobs.claim("dead", lease_s=60).document_id == "a"
         setting.jobs.release_all()
+        setting.pauses_end()
     async with setting.running():
         failed = await setting.finished("a")
         assert (await setting.finished("b")).status == "ready"

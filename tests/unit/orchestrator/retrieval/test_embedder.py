@@ -310,6 +310,34 @@ async def test_a_child_that_never_starts_is_an_error(tmp_path):
         await embedder.aclose()
 
 
+async def test_it_comes_up_in_the_background(embedder, tmp_path):
+    """Passages wait for the model, questions do not; what cannot start is tried until it does."""
+    (tmp_path / "no start").touch()
+    late = Embedder(model=tmp_path, threads=1, start_timeout_s=10.0, command=embedder._command)
+    with pytest.raises(EmbedderUnavailable, match="not running"):
+        await late.embed_query("q")
+    late.start_soon()
+    assert late.starting
+    with pytest.raises(EmbedderUnavailable, match="loading its model"):
+        await late.embed_query("q")
+    passages = asyncio.create_task(late.embed_passages(["four", "a"]))
+    await until(lambda: late._failed_starts > 0)
+    assert not late.starting
+    with pytest.raises(EmbedderUnavailable, match="does not come up"):
+        await late.embed_query("q")
+    (tmp_path / "no start").unlink()
+    assert (await passages)[:, 0].tolist() == [4, 1]
+    assert (await late.embed_query("query")).tolist() == [5.0]
+    assert late.alive
+    assert not late.starting
+    await late.aclose()
+
+
+async def test_no_texts_give_no_rows(embedder):
+    """Of the right width."""
+    assert (await embedder.embed_passages([])).shape == (0, 1)
+
+
 async def test_closing_tells_those_who_wait(embedder, tmp_path):
     """Neither the one in flight nor the one queued hangs, and the child is gone."""
     tasks = [asyncio.create_task(embedder.embed_query("wait"))]

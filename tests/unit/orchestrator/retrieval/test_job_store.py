@@ -105,6 +105,65 @@ def test_who_stops_in_order_leaves_no_blame(jobs, library):
     assert jobs.claim("three", lease_s=60) == Job(A, failures=0, interruptions=1)
 
 
+def interrupted(jobs, times):
+    """So many starts, each of them ended at once; by which document was worked on."""
+    seen = []
+    for _ in range(times):
+        job = jobs.claim("dead", lease_s=60)
+        seen.append(job and job.document_id)
+        jobs.release_all()
+    return seen
+
+
+def test_deaths_in_a_row_blame_nobody_who_waits(jobs, library, clock):
+    """A process that ends every second, whatever it does: each document was only there twice."""
+    library.queue("a")
+    library.queue("b")
+    assert interrupted(jobs, 20) == [A, A, B, B] + [None] * 16
+    clock[0] += 4
+    assert jobs.claim("one", lease_s=60) == Job(A, failures=0, interruptions=2)
+
+
+def test_each_further_death_makes_a_longer_pause(jobs, library, clock):
+    """From the start of the process: 4 seconds, then 16."""
+    library.queue("a")
+    interrupted(jobs, 2)
+    for pause_s, before in ((4, 2), (16, 3), (16, 4)):
+        clock[0] += pause_s - 0.1
+        assert jobs.claim("early", lease_s=60) is None
+        clock[0] += 0.1
+        assert jobs.claim("one", lease_s=60) == Job(A, failures=0, interruptions=before)
+        jobs.release_all()
+
+
+def test_a_suspect_is_worked_on_alone(jobs, library, clock):
+    """None is given out beside it until it comes further, nor it beside another."""
+    library.queue("a")
+    interrupted(jobs, 2)
+    library.queue("b")
+    library.queue("c")
+    assert jobs.claim("one", lease_s=60).document_id == B
+    clock[0] += 4
+    # Nor is it overtaken: younger ones would keep it waiting for ever.
+    assert jobs.claim("two", lease_s=60) is None
+    jobs.release("one")
+    assert jobs.claim("one", lease_s=60).document_id == A
+    assert jobs.claim("two", lease_s=60) is None
+    jobs.stage_pages(A, [Page(1, "read")])
+    assert jobs.claim("two", lease_s=60).document_id == B
+
+
+def test_a_suspect_whose_worker_is_silent_holds_up_nobody(jobs, library, clock):
+    """Its lease runs out as any other."""
+    library.queue("a")
+    interrupted(jobs, 2)
+    clock[0] += 4
+    jobs.claim("one", lease_s=60)
+    clock[0] += 61
+    library.queue("b")
+    assert jobs.claim("two", lease_s=60) == Job(A, failures=0, interruptions=3)
+
+
 def test_coming_further_is_what_counts(jobs, library):
     """Failures and interruptions are forgotten as soon as something new is kept."""
     library.queue("a")

@@ -20,10 +20,7 @@ class FakeProcess:
         self.hangs = False
         self.asked = 0
         self.alive = True
-
-    async def start(self):
-        if self.error is not None:
-            raise self.error
+        self.starting = False
 
     async def embed_passages(self, texts):
         self.asked += 1
@@ -92,8 +89,13 @@ async def test_a_slow_one_is_not_waited_for_and_left_alone(reranker, process):
     assert process.asked == asked
 
 
-async def test_one_that_does_not_start_stops_nobody(reranker, process, caplog):
-    """The service comes up, and says so in its log."""
-    process.error = EmbedderUnavailable("no such model")
-    await reranker.start()
-    assert "no such model" in caplog.text
+async def test_while_its_model_is_loaded_nothing_is_reranked_and_nobody_blamed(reranker, process):
+    """However many ask: afterwards it is asked at once."""
+    process.starting = True
+    for _ in range(20):
+        reranked = await reranker.rerank("tide", passages("none", "tide"))
+        assert order(reranked) == [0, 1]
+        assert "loading" in reranked.skipped.message
+    assert process.asked == 0
+    process.starting = False
+    assert order(await reranker.rerank("tide", passages("none", "tide"))) == [1, 0]

@@ -33,6 +33,7 @@ class FakeEmbedder:
     def __init__(self):
         self.vector = np.ones(8, dtype=np.float32) / np.float32(np.sqrt(8))
         self.hangs = False
+        self.starting = False
         self.error = None
         self.asked = 0
         self.timeout_s = None
@@ -250,6 +251,17 @@ async def test_a_dead_embedder_is_left_alone(retrieve, library, embedder, breake
     assert embedder.asked == 5
     assert (await retrieve()).by_words_only
     assert embedder.asked == 5
+
+
+async def test_an_embedder_that_is_starting_has_not_failed(retrieve, library, embedder, breakers):
+    """However many ask meanwhile: they are answered by words, and are told; its breaker is not."""
+    library.publish("a", "the turbine")
+    embedder.starting, embedder.error = True, EmbedderUnavailable("loading")
+    for _ in range(20):
+        assert (await retrieve()).by_words_only is embedder.error
+    assert breakers["embedder"].state == "closed"
+    embedder.starting = embedder.error = None
+    assert (await retrieve()).by_words_only is None
 
 
 @pytest.mark.parametrize("error", [QueueFull("full"), TimeoutError()])
