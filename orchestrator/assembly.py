@@ -56,6 +56,8 @@ from orchestrator.telemetry.metrics import Metrics
 
 MAX_THREADS = 16
 SEARCH_THREADS = 4
+SEARCH_PATIENCE_S = 0.01
+"""A search of 10,000 chunks takes a millisecond, four side by side take more of the processor each."""
 MIN_CHUNK_TOKENS = 30
 PROBE_TEXT = "tide"
 STORE_PROBE_S = 5.0
@@ -107,7 +109,9 @@ def assemble(settings: Settings) -> Components:
     metrics = Metrics()
     on_wait = metrics.waited
     threads = Threads(MAX_THREADS, name="store", on_wait=on_wait)
-    search_threads = Threads(SEARCH_THREADS, name="search", on_wait=on_wait)
+    search_threads = Threads(
+        SEARCH_THREADS, name="search", patience_s=SEARCH_PATIENCE_S, on_wait=on_wait
+    )
     counter = EngineTokenizer.load(settings.tokenizer) if settings.tokenizer else EstimatedTokens()
     model = embedding_folder(settings.embedding_model)
     store = DocumentStore(path=settings.data_dir / "tidegate.db")

@@ -93,3 +93,58 @@ async def test_the_wait_for_a_thread_is_told(waits):
     await asyncio.gather(first, second)
     pool.close()
     assert sorted(waits) == [("search", 0.0), ("search", 2.5)]
+
+
+@pytest.fixture
+def patient():
+    """Three threads, of which two are for what the first leaves waiting."""
+    threads = Threads(3, name="search", patience_s=0.05)
+    yield threads
+    threads.close()
+
+
+async def test_short_calls_share_the_first_thread(patient):
+    """However many come at once."""
+    names = await asyncio.gather(*(patient.run(threading.get_ident) for _ in range(50)))
+    assert len(set(names)) == 1
+
+
+async def test_nobody_waits_for_long_behind_one_that_hangs(patient):
+    """Whoever has waited gets another thread, runs once, and the hanging one still returns."""
+    hanging, ran = Gate(), []
+    first = asyncio.create_task(patient.run(hanging))
+    await asyncio.to_thread(hanging.entered.wait, 10)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(patient.run(ran.append, n) for n in range(20)))
+    hanging.may_go.set()
+    await first
+    # The first thread finds what was taken from it, and leaves it alone.
+    await patient.run(lambda: None)
+    assert sorted(ran) == list(range(20))
+
+
+async def test_calls_that_hang_keep_their_share_and_no_more(patient):
+    """With patience, too, there are never more than so many threads."""
+    gates = [Gate() for _ in range(4)]
+    tasks = [asyncio.create_task(patient.run(gate)) for gate in gates]
+    for gate in gates[:3]:
+        await asyncio.to_thread(gate.entered.wait, 10)
+    await asyncio.sleep(0.2)
+    assert not gates[3].entered.is_set()
+    for gate in gates:
+        gate.may_go.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_closing_gives_up_those_who_wait(threads):
+    """They are cancelled; nobody waits for ever for a thread that takes no more."""
+    hanging = Gate()
+    running = asyncio.create_task(threads.run(hanging))
+    await asyncio.to_thread(hanging.entered.wait, 10)
+    waiting = asyncio.create_task(threads.run(lambda: None))
+    await asyncio.sleep(0)
+    threads.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    hanging.may_go.set()
+    await asyncio.gather(running, return_exceptions=True)
