@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from orchestrator.api.error_responses import dumps, error_body, internal_error
 from orchestrator.errors import ClientClosed, OrchestratorError
@@ -85,9 +85,10 @@ class EventStream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's shape
         """Send the stream, until it ends or the client is gone."""
         outbox = _Outbox(self._frames, self._error_frame)
+        watch = _WriteWatch(self._timers.write_timeout_s)
         try:
-            async with _until_gone(receive):
-                await self._send_all(outbox, send)
+            async with _until_gone(receive), watch:
+                await self._send_all(outbox, send, watch)
         except TimeoutError:
             self._request.state.outcome = ClientClosed.code
             logger.info("a client read nothing for %g s: given up", self._timers.write_timeout_s)
@@ -95,23 +96,16 @@ class EventStream(StreamingResponse):
             await outbox.aclose()
             await self._close()
 
-    async def _send_all(self, outbox: "_Outbox", send: Send) -> None:
+    async def _send_all(self, outbox: "_Outbox", send: Send, watch: "_WriteWatch") -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-        await self._send(send, start)
+        with watch:
+            await send(start)
         while (text := await outbox.take(self._timers.keep_alive_s)) is not None:
             body = (text or KEEP_ALIVE).encode()
-            await self._send(send, {"type": "http.response.body", "body": body, "more_body": True})
-        await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _send(self, send: Send, message: Message) -> None:
-        """
-        Send, as long as the client takes it.
-
-        Raises:
-            TimeoutError: If it does not.
-        """
-        async with asyncio.timeout(self._timers.write_timeout_s):
-            await send(message)
+            with watch:
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        with watch:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _error_frame(self, exc: Exception) -> str:
         """After the first byte an error cannot become a status, so it becomes a frame."""
@@ -192,6 +186,51 @@ class _Outbox:
     def _wake(self) -> None:
         if self._sender is not None and not self._sender.done():
             self._sender.set_result(None)
+
+
+class _WriteWatch:
+    """
+    `async with`: leaves the block with a TimeoutError once a write in it, `with`, took too long.
+
+    One timer a stream, not one a frame: a timer of its own made a tenth of a frame's cost.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._block = asyncio.current_task()
+        self._timer: asyncio.TimerHandle | None = None
+        self._writing_since_s: float | None = None
+        self._expired = False
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._expired and self._block is not None:
+            others = self._block.uncancel()  # somebody else may have cancelled it, too
+            if kind is asyncio.CancelledError and not others:
+                raise TimeoutError
+
+    def __enter__(self) -> None:
+        self._writing_since_s = self._loop.time()
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout_s, self._look)
+
+    def __exit__(self, *_: object) -> None:
+        self._writing_since_s = None
+
+    def _look(self) -> None:
+        self._timer = None
+        since_s = self._writing_since_s
+        if since_s is None or self._block is None:
+            return  # the next write sets it anew
+        if (late_s := since_s + self._timeout_s) > self._loop.time():
+            self._timer = self._loop.call_at(late_s, self._look)
+        else:
+            self._expired = True
+            self._block.cancel()
 
 
 @asynccontextmanager

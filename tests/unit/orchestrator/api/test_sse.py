@@ -181,6 +181,37 @@ async def test_a_client_that_reads_nothing_is_given_up(client, source, streaming
     assert not client.complete
 
 
+async def test_a_client_that_reads_slowly_is_not_given_up(client, source, streaming, passing):
+    """Each write has its own time, however long all of them take."""
+    task = streaming(write_timeout_s=30)
+    for n in range(6):
+        client.reads.clear()
+        source.push(str(n))
+        await passing(20)
+        client.reads.set()
+        await passing(0)
+    assert not task.done()
+    source.push(None)
+    await passing(0)
+    assert client.bodies == list("012345")
+    assert client.complete
+
+
+async def test_a_write_that_begins_late_has_its_whole_time(client, source, streaming, passing):
+    """Neither what came before it nor a silence of the source is taken from it."""
+    task = streaming(write_timeout_s=30, keep_alive_s=1000)
+    source.push("a")
+    await passing(25)
+    client.reads.clear()
+    source.push("b")
+    await passing(0)
+    await passing(29)
+    assert not task.done()
+    await passing(2)
+    assert task.done()
+    assert task.request.state.outcome == ClientClosed.code
+
+
 async def test_what_is_gathered_for_a_slow_client_is_bounded(client, source, streaming):
     """The source waits once enough is held."""
     client.reads.clear()
