@@ -5,6 +5,7 @@ Takes one safeguard out, to see whether anybody notices; used by `tests/safeguar
 orchestrator that they start, which is then `python -m tests.without serve`.
 """
 
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -98,7 +99,7 @@ def _no_health_checks() -> None:
 
 def _no_breakers() -> None:
     """No breaker hears how a call ended."""
-    _replace(CircuitBreaker, "settle", lambda _self, _era, _result: None)
+    _replace(CircuitBreaker, "settle", lambda _self, _era, _result, _why="": None)
 
 
 PATCHES: Mapping[str, Callable[[], None]] = {
@@ -126,8 +127,14 @@ def _replace(owner: Any, name: str, value: Any) -> None:
 
     Raises:
         AttributeError: If there is no such thing: then nothing would have been taken out.
+        TypeError: If it is called in another way: then the test would fail for that reason.
     """
-    getattr(owner, name)
+    old = getattr(owner, name)
+    if callable(old):
+        taken = inspect.signature(old).parameters.values()
+        in_order = [p.name for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD]
+        by_name = {p.name: None for p in taken if p.kind is p.KEYWORD_ONLY}
+        inspect.signature(value).bind(*in_order, **by_name)
     setattr(owner, name, value)
 
 

@@ -1,6 +1,8 @@
 """`make safeguards` and the page for operators speak of the same ten."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,9 @@ def test_its_test_exists(safeguard):
     text = (ROOT / path).read_text()
     for name in names:
         assert re.search(rf"(class|def) {re.escape(name.partition('[')[0])}\b", text), name
+
+
+def test_what_takes_a_safeguard_out_is_called_as_what_was_there():
+    """Else its test would fail for another reason, or an error of ours would hide that nobody noticed."""
+    take_all_out = "from tests.without import PATCHES\nfor take_out in PATCHES.values(): take_out()"
+    subprocess.run([sys.executable, "-c", take_all_out], cwd=ROOT, check=True)
