@@ -130,10 +130,11 @@ seed-attack: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## ten long question
 nasty: setup-dev ## upload files made to be endless, and those of PDFS=<folder>: count the outcomes
 	@exec $(BIN)/python -m loadtest.nasty --bombs $(if $(PDFS),--pdfs "$(PDFS)")
 
-quality: setup-dev ## gold page in the first 1, 5 and 10: PDFS=<folder> QUESTIONS=<file>
+quality: setup-dev ## gold page in the first 1, 5 and 10: PDFS=<folder> QUESTIONS=<file> ABLATE=1
 	@test -n "$(PDFS)" -a -n "$(QUESTIONS)" || \
 	    { echo "say on what: make quality PDFS=<folder> QUESTIONS=<file>"; exit 2; }
-	@exec $(BIN)/python tests/quality/evaluate.py --pdfs "$(PDFS)" --questions "$(QUESTIONS)"
+	@exec $(BIN)/python -m tests.quality.evaluate --pdfs "$(PDFS)" --questions "$(QUESTIONS)" \
+	    $(if $(ABLATE),--ablate) $(if $(OUT),--json "$(OUT)")
 
 setup: ## the environments that `make run` needs
 	@$(SETUP)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-from orchestrator.documents.headings import RunningLines, headings_of, lines_of
+from orchestrator.documents.headings import Line, RunningLines, headings_of, lines_of
 from orchestrator.domain import Chunk, Page
 
 LOOKAHEAD_PAGES = 16
@@ -37,13 +37,21 @@ class Chunker:
         max_tokens: Most tokens of a chunk, special tokens left out.
         overlap_tokens: Tokens at most that a chunk repeats of the one before it.
         min_tokens: A rest of a page below this goes together with text before it.
+        keep_running: Whether lines that most pages repeat at their top or foot are cut with the rest
+            on every page, and not only on the first.
 
     Raises:
         ValueError: If the numbers leave no room for new text.
     """
 
     def __init__(
-        self, *, tokenizer: OffsetTokenizer, max_tokens: int, overlap_tokens: int, min_tokens: int
+        self,
+        *,
+        tokenizer: OffsetTokenizer,
+        max_tokens: int,
+        overlap_tokens: int,
+        min_tokens: int,
+        keep_running: bool = False,
     ) -> None:
         if not 0 <= overlap_tokens <= max_tokens // 2:
             raise ValueError(
@@ -60,13 +68,15 @@ class Chunker:
         self._max_tokens = max_tokens
         self._overlap_tokens = overlap_tokens
         self._min_tokens = min_tokens
+        self._keep_running = keep_running
 
     def chunk(self, pages: Iterable[Page]) -> Iterator[Chunk]:
         """
         The chunks of a document, in reading order, a few pages behind the pages taken.
 
         `pages[i].text[chunk.char_start:chunk.char_end] == chunk.text`, a chunk never crosses pages,
-        and every character of a page with tokens, space apart, is in at least one chunk.
+        and every character of a page with tokens, space apart, is in at least one chunk: but for the
+        lines at the top and the foot of a page that most pages repeat, which only the first one keeps.
         """
         running = RunningLines()
         waiting: deque[Page] = deque()
@@ -80,17 +90,22 @@ class Chunker:
             yield from self._page(page, running=running, state=state)
 
     def _page(self, page: Page, *, running: RunningLines, state: "_Progress") -> Iterator[Chunk]:
-        headings = headings_of(lines_of(page.text), running=running)
+        lines = lines_of(page.text)
+        headings = headings_of(lines, running=running)
         starts = [heading.start for heading in headings]
+        first, last = 0, len(page.text)
+        if page.number > 1 and not self._keep_running:
+            first, last = _body(lines, running) or (first, last)
         cutter = _PageCutter(
-            text=page.text,
+            text=page.text[first:last],
             tokenizer=self._tokenizer,
-            heading_starts=starts,
+            heading_starts=[start - first for start in starts if start >= first],
             max_tokens=self._max_tokens,
             overlap_tokens=self._overlap_tokens,
             min_tokens=self._min_tokens,
         )
-        for start, end, num_tokens in cutter.spans():
+        for from_first, to_first, num_tokens in cutter.spans():
+            start, end = first + from_first, first + to_first
             above = bisect_right(starts, start) - 1
             yield Chunk(
                 ordinal=state.ordinal,
@@ -105,6 +120,16 @@ class Chunker:
             state.ordinal += 1
         if headings:
             state.heading = headings[-1].text
+
+
+def _body(lines: Sequence[Line], running: RunningLines) -> tuple[int, int] | None:
+    """Where the page's own text begins and ends; None if it has none."""
+    own = [n for n, line in enumerate(lines) if line.text not in running]
+    if not own:
+        return None
+    # Only the outer ones are left out: what stands between the page's own lines is part of them.
+    last = lines[own[-1]]
+    return lines[own[0]].start, last.start + len(last.text)
 
 
 class _Progress:

@@ -6,9 +6,11 @@ other misses, and ranks need no common scale. Without its vector a question is s
 alone: fewer answers are found, but those that are found are real.
 """
 
+import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Protocol
 
 from orchestrator.concurrency import Threads
@@ -31,6 +33,9 @@ from orchestrator.retrieval.relevance import is_relevant
 from orchestrator.retrieval.reranker import Reranker
 
 _RRF_K = 60
+_ALIKE = 0.9
+"""Of all words of two passages, those in both (Jaccard): beyond it they are taken as the same."""
+_DIGIT = re.compile(r"\d")
 
 
 class QueryEmbedder(Protocol):
@@ -244,8 +249,8 @@ class Retriever:
         ranking: Sequence[ChunkId],
         found: dict[ChunkId, Passage],
     ) -> Retrieved:
-        passages = _distinct(found[chunk_id] for chunk_id in ranking if chunk_id in found)
-        passages = passages[: search.top_k]
+        ranked = (found[chunk_id] for chunk_id in ranking if chunk_id in found)
+        passages = list(islice(_distinct(ranked), search.top_k))
         # Whoever names a document means it: "What is this about?" is near no passage of it.
         relevant = bool(passages) and (
             bool(search.document_ids)
@@ -318,9 +323,23 @@ def fuse(rankings: Sequence[Sequence[ChunkId]]) -> list[ChunkId]:
     return sorted(scores, key=lambda chunk_id: -scores[chunk_id])
 
 
-def _distinct(passages: Iterable[Passage]) -> list[Passage]:
-    """The passages without those whose words were there before."""
-    first: dict[str, Passage] = {}
+def _distinct(passages: Iterable[Passage]) -> Iterator[Passage]:
+    """The passages without those that say what one before them says."""
+    said: list[frozenset[str]] = []
     for passage in passages:
-        first.setdefault(" ".join(passage.text.split()), passage)
-    return list(first.values())
+        words = frozenset(passage.text.split())
+        if not any(_alike(words, other) for other in said):
+            said.append(words)
+            yield passage
+
+
+def _alike(words: frozenset[str], others: frozenset[str]) -> bool:
+    """
+    Whether two passages have nearly the same words; another number is another statement.
+
+    Two versions of a contract may differ in nothing but a date or a sum.
+    """
+    common = len(words & others)
+    if common < _ALIKE * (len(words) + len(others) - common):
+        return False
+    return not any(map(_DIGIT.search, words ^ others))

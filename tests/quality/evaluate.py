@@ -1,12 +1,13 @@
 """
 How often the right page is found: a folder of PDFs, a file of questions, a table.
 
-    python tests/quality/evaluate.py --pdfs DIR --questions FILE [--json OUT]
+    make quality PDFS=<folder> QUESTIONS=<file> [ABLATE=1] [OUT=<file>]
 
-The questions are JSON lines with `id`, `pdf`, `question`, `domain`, `evidence_pages` and, if given,
-`alt_pages` and `text_gold` (false: not counted). Everything runs in this process and in temporary
-files; no engine is needed. For each way of searching the table says how often a gold page is among
-the first 1, 5 and 10 pages (distinct, in rank order), and the mean reciprocal rank.
+The questions are JSON lines with `id`, `pdf`, `question`, `evidence_pages` and, if given, `domain`,
+`answer_type`, `alt_pages` and `text_gold` (false: not counted). Everything runs in temporary files;
+no engine is needed. For each way of searching the table says how often a gold page is among the
+first 1, 5 and 10 pages (distinct, in rank order), and the mean reciprocal rank. With ABLATE each
+ingredient is left out, or changed, in its turn, and a second table says what that costs.
 """
 
 import argparse
@@ -16,12 +17,13 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from loadtest.programs import commit, machine
 from orchestrator.documents.chunking import Chunker
 from orchestrator.documents.sandbox import ParserSandbox, SandboxLimits
 from orchestrator.domain import (
@@ -51,23 +53,40 @@ CANDIDATES = 50
 DEPTH = 10_000
 RANKS = (1, 5, 10)
 WAYS = ("dense, no prefix", "dense", "bm25", "fused, no prefix", "fused")
+BEST = "fused"
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
     """How pages are cut into chunks, in the embedder's tokens."""
 
-    max_tokens: int
-    overlap_tokens: int
-    min_tokens: int
+    max_tokens: int = 150
+    overlap_tokens: int = 20
+    min_tokens: int = 30
+    keep_running: bool = False
+
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "running headers and footers kept": {"keep_running": True},
+    "no overlap": {"overlap_tokens": 0},
+    "scraps of a page left alone": {"min_tokens": 0},
+    "chunks of 75 tokens": {"max_tokens": 75},
+    "chunks of 250 tokens": {"max_tokens": 250},
+}
+"""What changes of the cut; the ways of searching are compared in the full configuration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question, its vector, and the pages that hold its answer."""
+    """
+    A question, its vector, and the pages that hold its answer.
+
+    Attributes:
+        groups: What it is counted under: "all", its domain, its type.
+    """
 
     text: str
-    domain: str
+    groups: tuple[str, ...]
     document: DocumentId
     gold: frozenset[tuple[DocumentId, int]]
     vector: np.ndarray[tuple[int], np.dtype[np.float32]]
@@ -97,6 +116,7 @@ class Corpus:
             max_tokens=cut.max_tokens,
             overlap_tokens=cut.overlap_tokens,
             min_tokens=cut.min_tokens,
+            keep_running=cut.keep_running,
         )
 
     async def add(self, path: Path, sandbox: ParserSandbox) -> None:
@@ -197,7 +217,11 @@ async def ask(questions: Iterable[dict[str, Any]], embedder: Embedder) -> list[A
         asked.append(
             Asked(
                 text=row["question"],
-                domain=row.get("domain", ""),
+                groups=(
+                    "all",
+                    f"domain {row.get('domain') or 'unknown'}",
+                    f"type {row.get('answer_type') or 'unknown'}",
+                ),
                 document=document,
                 gold=frozenset((document, number) for number in numbers),
                 vector=await embedder.embed_query(row["question"]),
@@ -207,21 +231,20 @@ async def ask(questions: Iterable[dict[str, Any]], embedder: Embedder) -> list[A
 
 
 def measure(corpus: Corpus, questions: Sequence[Asked]) -> list[dict[str, Any]]:
-    """One row per scope, domain and way of searching; domain "all" first."""
+    """One row per scope, group of questions and way of searching; group "all" first."""
     rows = []
     for within in (False, True):
         ranks: dict[tuple[str, str], list[int]] = {}
         for asked in questions:
             for way, pages in corpus.rankings(asked, within=within).items():
                 rank = rank_of(asked.gold, pages)
-                ranks.setdefault(("all", way), []).append(rank)
-                ranks.setdefault((asked.domain, way), []).append(rank)
+                for group in asked.groups:
+                    ranks.setdefault((group, way), []).append(rank)
         scope = "within its PDF" if within else "across all PDFs"
-        domains = ["all", *sorted({asked.domain for asked in questions})]
         rows += [
-            {"scope": scope, "domain": domain, "way": way, "n": len(ranks[domain, way])}
-            | figures(ranks[domain, way])
-            for domain in domains
+            {"scope": scope, "group": group, "way": way, "n": len(ranks[group, way])}
+            | figures(ranks[group, way])
+            for group in sorted({group for group, _ in ranks})
             for way in WAYS
         ]
     return rows
@@ -229,10 +252,36 @@ def measure(corpus: Corpus, questions: Sequence[Asked]) -> list[dict[str, Any]]:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as text, in columns."""
-    lines = [f"{'scope':16} {'domain':18} {'way':17} {'n':>4}    @1    @5   @10   mrr"]
+    lines = [f"{'scope':16} {'group':24} {'way':17} {'n':>4}    @1    @5   @10   mrr"]
     for row in rows:
         numbers = " ".join(f"{row[key]:5.3f}" for key in ("@1", "@5", "@10", "mrr"))
-        lines.append(f"{row['scope']:16} {row['domain']:18} {row['way']:17} {row['n']:4} {numbers}")
+        lines.append(f"{row['scope']:16} {row['group']:24} {row['way']:17} {row['n']:4} {numbers}")
+    return "\n".join(lines)
+
+
+def ablation_table(reports: dict[str, dict[str, Any]]) -> str:
+    """What each ingredient is worth: a gold page in the first 5, and the MRR, without it."""
+    full = next(iter(reports.values()))
+    lines = [f"{'':34} {'chunks':>6}  across @5   mrr  within @5   mrr"]
+    named = {
+        "everything": (full, BEST),
+        "no file name and heading embedded": (full, "fused, no prefix"),
+        "by meaning alone": (full, "dense"),
+        "by words alone": (full, "bm25"),
+    } | {name: (report, BEST) for name, report in list(reports.items())[1:]}
+    for name, (report, way) in named.items():
+        across, within = (
+            next(
+                r
+                for r in report["rows"]
+                if (r["scope"], r["group"], r["way"]) == (scope, "all", way)
+            )
+            for scope in ("across all PDFs", "within its PDF")
+        )
+        lines.append(
+            f"{name:34} {report['chunks']:6}      {across['@5']:5.3f} {across['mrr']:5.3f}"
+            f"      {within['@5']:5.3f} {within['mrr']:5.3f}"
+        )
     return "\n".join(lines)
 
 
@@ -266,7 +315,7 @@ async def evaluate(
         "pages": corpus.pages,
         "chunks": corpus.chunks,
         "embedding_s": round(corpus.embedding_s, 1),
-        "cut": [cut.max_tokens, cut.overlap_tokens, cut.min_tokens],
+        "cut": asdict(cut),
         "rows": rows,
     }
 
@@ -278,20 +327,31 @@ def main() -> None:
     parser.add_argument("--questions", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--model", type=Path, default=None)
-    parser.add_argument("--max-tokens", type=int, default=150)
-    parser.add_argument("--overlap-tokens", type=int, default=20)
-    parser.add_argument("--min-tokens", type=int, default=30)
+    parser.add_argument("--max-tokens", type=int, default=Cut().max_tokens)
+    parser.add_argument("--overlap-tokens", type=int, default=Cut().overlap_tokens)
+    parser.add_argument("--min-tokens", type=int, default=Cut().min_tokens)
+    parser.add_argument("--ablate", action="store_true")
     options = parser.parse_args()
-    cut = Cut(options.max_tokens, options.overlap_tokens, options.min_tokens)
+    full = Cut(options.max_tokens, options.overlap_tokens, options.min_tokens)
+    cuts = {"everything": full}
+    if options.ablate:
+        cuts |= {name: replace(full, **change) for name, change in ABLATIONS.items()}
     model = options.model or bundled_embedder()
     paths, questions = sorted(options.pdfs.glob("*.pdf")), read_questions(options.questions)
-    report = asyncio.run(evaluate(paths, questions, model, cut))
-    print(table(report["rows"]))
-    print(
-        f"{report['pages']} pages, {report['chunks']} chunks, embedded in {report['embedding_s']} s"
-    )
+    reports = {}
+    for name, cut in cuts.items():
+        reports[name] = report = asyncio.run(evaluate(paths, questions, model, cut))
+        print(f"\n{name}: {cut}\n{table(report['rows'])}")
+        print(
+            f"{report['pages']} pages, {report['chunks']} chunks, "
+            f"embedded in {report['embedding_s']} s"
+        )
+    if options.ablate:
+        print(f"\n{ablation_table(reports)}")
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=1), encoding="utf-8")
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        about = {"commit": commit(), "machine": machine(), "model": model.name}
+        options.json.write_text(json.dumps(about | {"configurations": reports}, indent=1))
 
 
 if __name__ == "__main__":

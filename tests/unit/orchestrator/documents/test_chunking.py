@@ -57,13 +57,14 @@ class RealTokenizer:
 REAL = RealTokenizer()
 
 
-def chunker(tokenizer=None, *, max_tokens=20, overlap_tokens=5, min_tokens=4):
+def chunker(tokenizer=None, *, max_tokens=20, overlap_tokens=5, min_tokens=4, **options):
     """A small chunker."""
     return Chunker(
         tokenizer=tokenizer or WordTokenizer(),
         max_tokens=max_tokens,
         overlap_tokens=overlap_tokens,
         min_tokens=min_tokens,
+        **options,
     )
 
 
@@ -201,13 +202,53 @@ def test_headings_are_carried_over_pages():
     assert (2, "3. Opening the Gates") not in found
 
 
-def test_a_running_header_is_text_and_no_heading():
-    """What stands on every page stays in the text, but heads nothing, not even on page one."""
-    body = "the gauge is read and written down by the officer of the watch.\n" * 2
-    pages = [Page(n, f"Harbour Operations Handbook {n}\n{body}") for n in range(1, 9)]
+WATCHES = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "last"]
+
+
+def body(number):
+    """Four lines that no other page has."""
+    watch = WATCHES[number - 1]
+    line = f"On the {watch} watch the gauge is read and written down by its officer"
+    return f"{line},\n{line} too,\n{line} again,\n{line} once more.\n"
+
+
+def test_what_every_page_repeats_is_cut_once():
+    """The header and the foot of the first page; they head nothing, not even there."""
+    pages = [
+        Page(n, f"Harbour Operations Handbook {n}\n\n{body(n)}The Authority, page {n}")
+        for n in range(1, 9)
+    ]
     chunks = list(chunker().chunk(pages))
     assert {c.heading for c in chunks} == {""}
-    assert chunks[0].text.startswith("Harbour Operations Handbook 1")
+    assert [c.page for c in chunks if "Handbook" in c.text] == [1]
+    assert [c.page for c in chunks if "Authority" in c.text] == [1]
+    assert {c.page for c in chunks} == set(range(1, 9))
+    assert all(pages[c.page - 1].text[c.char_start : c.char_end] == c.text for c in chunks)
+    kept = list(chunker(keep_running=True).chunk(pages))
+    assert [c.page for c in kept if "Handbook" in c.text] == list(range(1, 9))
+
+
+def test_only_the_edges_of_a_page_are_left_out():
+    """A line between the page's own lines stays, and so does a page that has no others."""
+    line = "Continued overleaf"
+    own = [body(n) for n in range(1, 9)]
+    pages = [Page(n, f"{line}\n{text}{line}\n{text}{line}") for n, text in enumerate(own, start=1)]
+    pages.append(Page(9, line))
+    found = {c.page: c.text for c in chunker(max_tokens=200).chunk(pages)}
+    assert found[5] == f"{own[4]}{line}\n{own[4]}".strip()
+    assert found[9] == line
+
+
+def test_headings_keep_their_place_below_a_running_header():
+    """What a chunk stands under is found where the page's text has it."""
+    pages = [
+        Page(n, f"Harbour Operations Handbook {n}\nClosing the {WATCHES[n - 1].title()}\n{body(n)}")
+        for n in range(1, 9)
+    ]
+    chunks = list(chunker(overlap_tokens=0).chunk(pages))
+    assert {(c.page, c.heading) for c in chunks if c.page > 1} == {
+        (n, f"Closing the {WATCHES[n - 1].title()}") for n in range(2, 9)
+    }
 
 
 def test_chunks_come_while_pages_are_still_taken():

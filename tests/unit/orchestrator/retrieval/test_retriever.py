@@ -151,6 +151,34 @@ async def test_the_same_words_come_once(retrieve, library):
     assert len({" ".join(passage.text.split()) for passage in passages}) == 2
 
 
+CLAUSE = (
+    "The turbine is looked after by the operator of the lock who reads its gauge twice each week "
+    "and writes what is found into the book that lies in the hall beside the main gate"
+)
+
+
+async def test_nearly_the_same_words_come_once(retrieve, library):
+    """A copy with a word changed is no second source."""
+    library.publish("a", CLAUSE)
+    library.publish("b", CLAUSE.replace("main", "old"))
+    assert len((await retrieve("turbine operator gauge", top_k=5)).passages) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        CLAUSE.replace("twice", "2 times"),
+        CLAUSE.replace("turbine", "pump").replace("operator", "keeper").replace("gauge", "dial"),
+        CLAUSE[: len(CLAUSE) // 2],
+    ],
+)
+async def test_what_says_something_else_stays(retrieve, library, other):
+    """Another number, other words, or only a part."""
+    library.publish("a", CLAUSE)
+    library.publish("b", other)
+    assert len((await retrieve("turbine operator gauge week", top_k=5)).passages) == 2
+
+
 async def test_only_the_named_documents_are_searched(retrieve, library):
     """Filters hold for both searches, and across collections."""
     library.publish("a", "the turbine hall")
