@@ -24,6 +24,7 @@ help: ## this list
 	@echo "  make run takes MODEL=<Hugging Face id or folder> EMBEDDING_MODEL=<the same>"
 	@echo "  ENGINE_URL=<an OpenAI-compatible server that runs already> TOKENIZER=<of its model>"
 	@echo "  PORT=8080 ENGINE_PORT=8000 CONTROL_PORT=8081 DATA_DIR=.data DEVICE=<cpu or gpu>"
+	@echo "  OCR=1 (read pages that are pictures)"
 
 run: setup ## start model_server, vLLM and the orchestrator; Ctrl-C stops them
 	@exec $(BIN)/python -m deploy.run_stack

@@ -83,7 +83,7 @@ def main() -> None:
     """Writes every lock and says which."""
     folder = ROOT / "requirements"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", UV], check=True)
-    app, dev = folder / "app.txt", folder / "dev.txt"
+    app = folder / "app.txt"
     compile_lock(["app.in"], app, cpu=True, constraints=[], overrides=None)
     app_lines = app.read_text().splitlines()
 
@@ -92,9 +92,15 @@ def main() -> None:
     gpu = folder / "app-gpu.txt"
     compile_lock(["app-gpu.in"], gpu, cpu=False, constraints=shared, overrides=None)
 
-    compile_lock(["app.in", "dev.in"], dev, cpu=True, constraints=app_lines, overrides=None)
     held = {package_name(line) for line in app_lines}
-    dev.write_text("\n".join(without(dev.read_text().splitlines(), held)) + "\n")
+    added: list[str] = []
+    for name, inputs in (("ocr", ["app.in", "ocr.in"]), ("dev", ["app.in", "ocr.in", "dev.in"])):
+        lock = folder / f"{name}.txt"
+        compile_lock(inputs, lock, cpu=True, constraints=app_lines + added, overrides=None)
+        new = without(lock.read_text().splitlines(), held)
+        lock.write_text("\n".join(new) + "\n")
+        held |= {package_name(line) for line in new}
+        added += new
 
     for device in ("cpu", "gpu"):
         name = f"engine-{device}"

@@ -2,9 +2,12 @@
 FROM python:3.11-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv
-COPY requirements/app.txt /build/
+# --build-arg OCR=1 adds what reads pages that are pictures.
+ARG OCR=""
+COPY requirements/app.txt requirements/ocr.txt /build/
 RUN /venv/bin/pip install --no-deps --requirement /build/app.txt \
         --extra-index-url https://download.pytorch.org/whl/cpu
+RUN test -z "$OCR" || /venv/bin/pip install --no-deps --requirement /build/ocr.txt
 COPY pyproject.toml README.md LICENSE /build/
 COPY orchestrator /build/orchestrator
 COPY model_server /build/model_server

@@ -101,14 +101,17 @@ def detect_device(environ: Mapping[str, str], *, root: Path = Path("/")) -> str:
     return "gpu" if has_driver or on_path else "cpu"
 
 
-def environments(root: Path, *, device: str, dev: bool, engine: bool) -> list[Environment]:
+def environments(
+    root: Path, *, device: str, dev: bool, engine: bool, ocr: bool = False
+) -> list[Environment]:
     """The environments that are wanted, each with the locks that fit the device."""
     app = lock_layer(root, "app", "app-gpu" if device == "gpu" else "app")
     # `--no-build-isolation`: setuptools comes from the lock, not from the network.
     package = ("--no-build-isolation", "--editable", str(root))
     tidegate = Layer("tidegate", root / "pyproject.toml", package, APP_MODULES)
+    pictures = (lock_layer(root, "ocr", "ocr"),) if ocr or dev else ()
     tests = (lock_layer(root, "dev", "dev"),) if dev else ()
-    wanted = [Environment(root / ".venv", (app, *tests, tidegate))]
+    wanted = [Environment(root / ".venv", (app, *pictures, *tests, tidegate))]
     if engine:
         engine_lock = lock_layer(root, "engine", f"engine-{device}")
         layers = (replace(engine_lock, modules=ENGINE_MODULES),)
@@ -373,7 +376,7 @@ def show_elapsed(elapsed_s: float) -> None:
         print(f"\r  … {elapsed_s:.0f} s\r", end="", flush=True)
 
 
-def setup(*, dev: bool, engine: bool) -> None:
+def setup(*, dev: bool, engine: bool, ocr: bool) -> None:
     """
     Does what is missing, and says so; silent if nothing is.
 
@@ -381,7 +384,7 @@ def setup(*, dev: bool, engine: bool) -> None:
         SetupError: If it cannot be done.
     """
     device = detect_device(os.environ)
-    candidates = environments(ROOT, device=device, dev=dev, engine=engine)
+    candidates = environments(ROOT, device=device, dev=dev, engine=engine, ocr=ocr)
     wanted = [(item, missing_layers(item)) for item in candidates]
     wanted = [(item, layers) for item, layers in wanted if layers]
     whole = [item for item, layers in wanted if layers[0] == item.layers[0]]
@@ -407,7 +410,11 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, terminate)
     try:
-        setup(dev=arguments.dev, engine=not os.environ.get("ENGINE_URL"))
+        setup(
+            dev=arguments.dev,
+            engine=not os.environ.get("ENGINE_URL"),
+            ocr=os.environ.get("OCR", "") not in {"", "0"},
+        )
     except SetupError as error:
         print(f"set-up: {error}", file=sys.stderr)
         return 1

@@ -181,6 +181,7 @@ class Trial:
             "ORCHESTRATOR_DATA_DIR": str(self.folder),
             "ORCHESTRATOR_ENGINE_URL": self.engine_url,
             "ORCHESTRATOR_MIN_FREE_DISK_BYTES": "0",
+            "ORCHESTRATOR_OCR": "false",  # seconds a page: there would be fewer moments
         }
         url = f"http://127.0.0.1:{port}"
         with (self.folder.parent / "orchestrator.log").open("ab") as log:

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from orchestrator.concurrency import Threads
 from orchestrator.data_folder import DataFolder
+from orchestrator.documents import ocr
 from orchestrator.documents.chunking import Chunker
+from orchestrator.documents.page_recognition import OcrLimits
 from orchestrator.documents.sandbox import ParserSandbox, SandboxLimits
 from orchestrator.domain import Answer
 from orchestrator.errors import EmbedderUnavailable, EngineError, StoreUnavailable
@@ -123,7 +125,9 @@ def assemble(settings: Settings) -> Components:
     breakers = _breakers(settings)
     embedder = _embedder(settings, model, on_wait)
     reranker = _reranker(settings, breakers, on_wait)
-    sandbox = ParserSandbox(limits=_sandbox_limits(settings), workers=settings.parser_workers)
+    sandbox = ParserSandbox(
+        limits=_sandbox_limits(settings), workers=settings.parser_workers, ocr=_ocr_limits(settings)
+    )
     indexes = CollectionIndexes(
         folder=settings.data_dir / "indexes",
         store=store,
@@ -266,6 +270,19 @@ def _sandbox_limits(settings: Settings) -> SandboxLimits:
         max_pages=settings.max_pages,
         max_chars_per_page=settings.max_page_chars,
         max_chars_per_document=settings.max_document_chars,
+    )
+
+
+def _ocr_limits(settings: Settings) -> OcrLimits | None:
+    """None if pictures are not to be read, or nothing is installed that could."""
+    if not (settings.ocr and ocr.installed()):
+        return None
+    return OcrLimits(
+        memory_bytes=settings.ocr_memory_bytes,
+        cpu_s_per_page=settings.ocr_page_timeout_s,
+        max_pages=settings.ocr_max_pages,
+        max_file_pages=settings.max_pages,
+        max_chars_per_page=settings.max_page_chars,
     )
 
 

@@ -252,6 +252,23 @@ class Settings(BaseSettings):
     parser_inspect_timeout_s: float = Field(
         10, gt=0, description="Seconds that opening a PDF may take while its upload waits."
     )
+    ocr: bool = Field(
+        default=True,
+        description="Whether pages without text are read from their pictures, if the ocr extra is "
+        "installed (OCR=1 make run); otherwise they are only named.",
+    )
+    ocr_max_pages: int = Field(
+        200, ge=1, description="Pages of one PDF that are read from their pictures, at most."
+    )
+    ocr_page_timeout_s: float = Field(
+        60, gt=0, description="CPU seconds that reading one picture may take; usual are 2 to 4."
+    )
+    ocr_memory_bytes: int = Field(
+        2 * GIB,
+        gt=0,
+        description="Address space that reading pictures may take, models included, in bytes. The "
+        "process holds half a gigabyte, and ends after 30 seconds without a picture.",
+    )
     min_free_disk_bytes: int = Field(
         512 * MIB,
         ge=0,

@@ -11,6 +11,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pypdfium2  # type: ignore[import-untyped] # ships no types
 from PIL import Image, ImageDraw
 from reportlab.lib import colors  # type: ignore[import-untyped] # ships no types
 from reportlab.lib.pagesizes import A4  # type: ignore[import-untyped] # ships no types
@@ -310,13 +311,22 @@ def encrypted_empty_user_password() -> bytes:
 
 
 def image_only(pages: int = 2) -> bytes:
-    """Scanned pages: each is a bitmap of text, and no text."""
-    return _drawn([_scan] * pages)
+    """Pages that are pictures without a word on them."""
+    return _drawn([_picture] * pages)
+
+
+def scanned(pages: Sequence[str], *, dpi: int = 150) -> bytes:
+    """Pages of text as a scanner gives them: each is a picture, and no text is in the file."""
+    drawn = pypdfium2.PdfDocument(text_pdf(pages))
+    pictures = [page.render(scale=dpi / 72).to_pil().convert("L") for page in drawn]
+    out = BytesIO()
+    pictures[0].save(out, format="PDF", save_all=True, append_images=pictures[1:], resolution=dpi)
+    return out.getvalue()
 
 
 def mixed(text_pages: Sequence[str], image_pages: int) -> bytes:
-    """Pages of text, then as many scanned ones as asked for."""
-    return _drawn([*(_writer(text) for text in text_pages), *[_scan] * image_pages])
+    """Pages of text, then as many pictures without a word as asked for."""
+    return _drawn([*(_writer(text) for text in text_pages), *[_picture] * image_pages])
 
 
 def no_pages() -> bytes:
@@ -413,10 +423,10 @@ def _writer(page: str) -> Callable[[Canvas], None]:
     return draw
 
 
-def _scan(canvas: Canvas) -> None:
-    """Draw a picture of text."""
+def _picture(canvas: Canvas) -> None:
+    """Draw a picture of no text: the outline of a lock."""
     bitmap = Image.new("L", (400, 560), 255)
-    ImageDraw.Draw(bitmap).text((40, 40), "This text is only a picture.", fill=0)
+    ImageDraw.Draw(bitmap).rectangle((60, 120, 340, 440), outline=0, width=6)
     canvas.drawImage(ImageReader(bitmap), 20 * mm, 40 * mm, 170 * mm, 238 * mm)
 
 

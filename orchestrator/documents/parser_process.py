@@ -11,6 +11,8 @@ The program that reads PDFs: one JSON request a line on stdin, JSON replies on s
     up    {"page": {"number": 1, "text": "…", "flaw": null}}    one a page
     down  {"op": "boxes", "path": "…", "page": 3, "text": "…", "near": 0.4, "max_pages": 5000, "cpu_s": 10}
     up    {"boxes": [[0.1, 0.2, 0.9, 0.22]]}                    shares of the page, from the top left
+    down  {"op": "ocr", "path": "…", "page": 3, "max_pages": 5000, "max_chars": 400000, "cpu_s": 60}
+    up    {"text": "…"}                                         only with --ocr
     up    {"done": true, "resident_bytes": 61000000}            ends every request
     up    {"error": {"code": "damaged_document", "message": "…"}}    instead of that
 
@@ -30,7 +32,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 from orchestrator.documents.confinement import allow_cpu, confine, resident_bytes
+from orchestrator.documents.ocr import PageReader
 from orchestrator.documents.pdf import OpenPdf
+from orchestrator.documents.text_cleaning import clean
 from orchestrator.domain import FlawedPage, Page
 from orchestrator.errors import OrchestratorError, ParserOutOfMemory
 from orchestrator.telemetry.heap import trim_heap
@@ -41,9 +45,15 @@ EXIT_OUT_OF_MEMORY = 3
 
 
 class PdfServer:
-    """Answers requests about one file after the other; the file of the last request stays open."""
+    """
+    Answers requests about one file after the other; the file of the last request stays open.
 
-    def __init__(self) -> None:
+    Args:
+        reader: Reads pictures of pages, if that is wanted of this process.
+    """
+
+    def __init__(self, reader: PageReader | None = None) -> None:
+        self._reader = reader
         self._path: str | None = None
         self._pdf: OpenPdf | None = None
 
@@ -63,6 +73,8 @@ class PdfServer:
                 pdf = self._open(request)
                 near = float(request["near"])
                 yield {"boxes": pdf.boxes(int(request["page"]), request["text"], near=near)}
+            elif request["op"] == "ocr":
+                yield {"text": self._recognised(request)}
             else:
                 yield from self._pages(request, cpu_s=cpu_s)
         except OrchestratorError as exc:
@@ -71,8 +83,14 @@ class PdfServer:
             yield {"done": True, "resident_bytes": resident_bytes()}
         finally:
             # After the last reply: nobody waits for it. A reader goes on with its next window.
-            if request["op"] != "pages" or self._is_last(request):
+            if request["op"] in {"inspect", "boxes"} or self._is_last(request):
                 self._close()
+
+    def _recognised(self, request: dict[str, Any]) -> str:
+        image = self._open(request).picture(int(request["page"]))
+        if self._reader is None or image is None:
+            return ""
+        return clean(self._reader.text(image))[: int(request["max_chars"])]
 
     def _pages(self, request: dict[str, Any], *, cpu_s: float) -> Iterator[Reply]:
         pages = self._open(request).read_pages(
@@ -86,7 +104,8 @@ class PdfServer:
             allow_cpu(cpu_s)
 
     def _is_last(self, request: dict[str, Any]) -> bool:
-        return self._pdf is not None and int(request["last"]) >= self._pdf.info.pages
+        last = int(request.get("last", request.get("page", 0)))
+        return self._pdf is not None and last >= self._pdf.info.pages
 
     def _open(self, request: dict[str, Any], *, again: bool = False) -> OpenPdf:
         path = str(request["path"])
@@ -109,9 +128,9 @@ def _as_json(page: Page) -> Reply:
     return {"number": page.number, "text": page.text, "flaw": flaw}
 
 
-def serve(requests: BinaryIO, replies: BinaryIO) -> int:
+def serve(requests: BinaryIO, replies: BinaryIO, reader: PageReader | None = None) -> int:
     """Answer requests until there are no more; gives the exit code."""
-    server = PdfServer()
+    server = PdfServer(reader)
     for line in requests:
         try:
             for reply in server.answer(json.loads(line)):
@@ -149,12 +168,15 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="parser_process", description="Reads PDFs over a pipe.")
     parser.add_argument("--memory-bytes", type=int, required=True)
     parser.add_argument("--niceness", type=int, default=0)
+    parser.add_argument("--ocr", action="store_true", help="read pictures, too")
     options = parser.parse_args(argv)
     replies = _take_stdout()
     _muted()
     confined = confine(memory_bytes=options.memory_bytes, niceness=options.niceness)
+    # Only now: what it loads is confined like what it reads.
+    reader = PageReader() if options.ocr else None
     _write(replies, {"ready": True, "confined": confined})
-    return serve(sys.stdin.buffer, replies)
+    return serve(sys.stdin.buffer, replies, reader)
 
 
 if __name__ == "__main__":

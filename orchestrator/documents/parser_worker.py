@@ -48,6 +48,7 @@ class WorkerPolicy:
         max_reply_bytes: Longest line that a worker may send.
         max_documents: Documents after which a worker is replaced.
         max_resident_bytes: Memory after which a worker is replaced.
+        ocr: Whether it reads pictures, too.
     """
 
     memory_bytes: int
@@ -55,6 +56,7 @@ class WorkerPolicy:
     max_reply_bytes: int
     max_documents: int = 50
     max_resident_bytes: int = 256 * 1024 * 1024
+    ocr: bool = False
 
 
 class ParserWorker:
@@ -74,6 +76,7 @@ class ParserWorker:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-B", "-P", "-m", "orchestrator.documents.parser_process"),
             *("--memory-bytes", str(policy.memory_bytes), "--niceness", str(policy.niceness)),
+            *(["--ocr"] if policy.ocr else []),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=policy.max_reply_bytes,
@@ -199,6 +202,14 @@ class WorkerPool:
         for worker in list(self._alive):
             self._discard(worker)
         await asyncio.gather(*self._reapers)
+
+    def dismiss_idle(self) -> None:
+        """End the workers that nobody uses; the next lease starts one."""
+        idle = [self._idle.get_nowait() for _ in range(self._idle.qsize())]
+        for worker in idle:
+            if worker is not None:
+                self._discard(worker)
+            self._idle.put_nowait(None)
 
     @asynccontextmanager
     async def lease(self) -> AsyncIterator[ParserWorker]:

@@ -23,6 +23,7 @@ from pypdf.errors import (
 )
 
 from orchestrator.documents.findings import PdfInfo
+from orchestrator.documents.ocr import Image
 from orchestrator.documents.pdfium_text import PdfiumText
 from orchestrator.documents.text_cleaning import clean
 from orchestrator.domain import Box, FlawedPage, Page
@@ -126,6 +127,11 @@ class OpenPdf:
         """Where a passage stands on a page; see `PdfiumText.boxes`. Nothing for a file of pypdf's."""
         quick = self._open_quick()
         return quick.boxes(number, passage, near=near) if quick else []
+
+    def picture(self, number: int) -> Image | None:
+        """A page as it looks; None for one that is blank, or that PDFium cannot draw."""
+        quick = self._open_quick()
+        return quick.picture(number) if quick else None
 
     def close(self) -> None:
         """Give back what native code holds of the file."""

@@ -9,12 +9,16 @@ import ctypes
 from contextlib import suppress
 from typing import Self
 
+import numpy as np
 import pypdfium2  # type: ignore[import-untyped] # ships no types
 from pypdfium2 import raw
 
+from orchestrator.documents.ocr import Image
 from orchestrator.documents.text_cleaning import compact
 from orchestrator.domain import Box
 
+PICTURE_SCALE, PICTURE_SIDE = 200 / 72, 2000
+"""Of a page's picture: 200 dots an inch, what is usual for OCR, and pixels of its longer side at most."""
 _BATCH_CHARS = 100_000
 _CANVAS = 1_000_000
 """Side of the square on which PDFium places what it is asked for: fine enough for shares of a page."""
@@ -94,6 +98,31 @@ class PdfiumText:
                 text.close()
         except pypdfium2.PdfiumError:
             return []
+        finally:
+            page.close()
+
+    def picture(self, number: int) -> Image | None:
+        """
+        A page as it looks, at most `PICTURE_SIDE` pixels wide and high: (height, width, 3) BGR.
+
+        Returns:
+            None if nothing is on the page, or PDFium cannot draw it.
+        """
+        try:
+            page = self._document[number - 1]
+        except (pypdfium2.PdfiumError, IndexError):
+            return None
+        try:
+            if not raw.FPDFPage_CountObjects(page.raw):
+                return None
+            scale = min(PICTURE_SCALE, PICTURE_SIDE / max(*page.get_size(), 1.0))
+            bitmap = page.render(scale=scale)
+            try:
+                return np.array(bitmap.to_numpy()[:, :, :3])  # a copy: the bitmap is given back
+            finally:
+                bitmap.close()
+        except (pypdfium2.PdfiumError, ValueError):
+            return None
         finally:
             page.close()
 

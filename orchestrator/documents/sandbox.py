@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.documents.findings import PdfInfo
+from orchestrator.documents.page_recognition import OcrLimits, PageRecogniser
 from orchestrator.documents.parser_worker import LossCause, WorkerLost, WorkerPolicy, WorkerPool
 from orchestrator.domain import Box, FlawedPage, Page
 from orchestrator.errors import (
@@ -91,6 +92,7 @@ class ParserSandbox:
     Args:
         limits: What one document may take.
         workers: Documents read at the same time; quick looks have one more of their own.
+        ocr: What reading pages without text from their pictures may take; None leaves them empty.
         on_loss: Told why, whenever a worker was lost.
         clock: Seconds that only grow.
     """
@@ -100,6 +102,7 @@ class ParserSandbox:
         *,
         limits: SandboxLimits,
         workers: int = 1,
+        ocr: OcrLimits | None = None,
         on_loss: Callable[[LossCause], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -108,11 +111,18 @@ class ParserSandbox:
         self._clock = clock
         self._readers = WorkerPool(size=workers, policy=limits.policy(niceness=5))
         self._inspector = WorkerPool(size=1, policy=limits.policy(niceness=0))
+        self._recogniser = None if ocr is None else PageRecogniser(limits=ocr, on_loss=on_loss)
 
     @property
     def pids(self) -> list[int]:
         """Process ids of all workers that live now."""
-        return [*self._inspector.pids, *self._readers.pids]
+        recogniser = [] if self._recogniser is None else self._recogniser.pids
+        return [*self._inspector.pids, *self._readers.pids, *recogniser]
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether pages without text are read from their pictures."""
+        return self._recogniser is not None
 
     async def start(self) -> None:
         """
@@ -130,6 +140,8 @@ class ParserSandbox:
     async def aclose(self) -> None:
         """Kill the workers; whatever is being read ends with NotReady."""
         await asyncio.gather(self._inspector.aclose(), self._readers.aclose())
+        if self._recogniser is not None:
+            await self._recogniser.aclose()
 
     async def inspect(self, path: Path) -> PdfInfo:
         """
@@ -164,6 +176,7 @@ class ParserSandbox:
             NotReady: If the sandbox is closed.
         """
         reading = _Reading(limits=self._limits, total=total, first=first)
+        pictures = None if self._recogniser is None else self._recogniser.document(path)
         pending = self._ask(path, reading)
         try:
             while pending is not None:
@@ -171,7 +184,7 @@ class ParserSandbox:
                 ready = reading.take(window)
                 pending = self._ask(path, reading)
                 for page in ready:
-                    yield page
+                    yield page if pictures is None else await pictures.improved(page)
         finally:
             if pending is not None:
                 pending.cancel()

@@ -27,7 +27,6 @@ from orchestrator.domain import (
     DocumentId,
     DocumentStatus,
     Embeddings,
-    FlawedPage,
     Page,
     StagedChunk,
     StoredChunk,
@@ -36,11 +35,11 @@ from orchestrator.errors import (
     DocumentError,
     DocumentNotFound,
     IngestionInterrupted,
-    NoTextInDocument,
     OrchestratorError,
 )
 from orchestrator.generation.tokenizer import TokenCounter
 from orchestrator.pipelines.document_files import DocumentFiles
+from orchestrator.pipelines.document_warnings import no_text, warning
 from orchestrator.retrieval.collection_indexes import CollectionIndexes
 from orchestrator.retrieval.document_store import DocumentStore
 from orchestrator.retrieval.embedder_model import embedding_text
@@ -50,7 +49,6 @@ EMBED_WINDOW = 64
 """Chunks handed to the embedder at once: enough to sort by length, few enough to show progress."""
 STAGE_S = 0.5
 """Work that an interruption may cost, in seconds: this often it is kept."""
-MAX_FLAWS_TOLD = 3
 FIRST_RETRY_S, LAST_RETRY_S = 2.0, 60.0
 """Pause after the first failure of the means, doubled with each one, in seconds; and the longest."""
 
@@ -296,14 +294,11 @@ class IngestionPipeline:
         pages = await self._read(document)
         chunks = await self._threads.run(self._cut, pages)
         if not chunks:
-            raise NoTextInDocument(
-                f"None of the {len(pages)} pages holds text: they look scanned. "
-                "Run OCR on the PDF (for example `ocrmypdf in.pdf out.pdf`) and upload the result."
-            )
+            raise no_text(len(pages), looked_at_pictures=self._sandbox.reads_pictures)
         await self._show(document_id, status=DocumentStatus.EMBEDDING)
         stored = await self._embed(document, chunks)
         publish = partial(
-            self._store.publish, document_id, pages=pages, chunks=stored, warning=_warning(pages)
+            self._store.publish, document_id, pages=pages, chunks=stored, warning=warning(pages)
         )
         vectors = np.stack([piece.embedding for piece in stored])
         async with self._files.changing if document.replaces else nullcontext():
@@ -392,27 +387,3 @@ def _still_right(staged: dict[int, StagedChunk], texts: Sequence[str]) -> dict[i
 
 def _sha256(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "replace")).digest()
-
-
-def _warning(pages: Sequence[Page]) -> str | None:
-    """Which pages were not read whole, and why; told once the rest is searchable."""
-    flaws = [page.reason for page in pages if isinstance(page, FlawedPage)]
-    empty = [p.number for p in pages if not p.text.strip() and not isinstance(p, FlawedPage)]
-    told = flaws[:MAX_FLAWS_TOLD]
-    if len(flaws) > len(told):
-        told.append(f"{len(flaws) - len(told)} more pages were not read whole.")
-    if empty:
-        told.append(f"No text on {_ranges(empty)} of {len(pages)} (scanned or blank).")
-    return " ".join(told) or None
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """1, 3, 4, 5 as "pages 1, 3-5"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    shown = ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
-    return f"{'page' if len(numbers) == 1 else 'pages'} {shown}"

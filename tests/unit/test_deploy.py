@@ -31,8 +31,9 @@ def checkout(tmp_path):
     """A folder with locks and a pyproject.toml, as set-up expects them."""
     (tmp_path / "requirements").mkdir()
     (tmp_path / "pyproject.toml").write_text("[project]\n")
-    for name in ("app", "app-gpu", "dev", "engine-cpu", "engine-gpu"):
-        lock = f"torch==2.13.0\n{name}==1.0\n" if name != "dev" else "dev==1.0\n"
+    for name in ("app", "app-gpu", "ocr", "dev", "engine-cpu", "engine-gpu"):
+        torch = "" if name in {"ocr", "dev"} else "torch==2.13.0\n"
+        lock = f"{torch}{name}==1.0\n"
         (tmp_path / "requirements" / f"{name}.txt").write_text(lock)
     return tmp_path
 
@@ -99,7 +100,7 @@ def test_a_changed_lock_makes_the_environment_new(checkout):
     """Nothing of an older lock is left behind: the whole environment is made again."""
     environments, _ = install(checkout, FakePip())
     (checkout / "requirements" / "app.txt").write_text("app==2.0\n")
-    assert names_missing(environments[0]) == ["app", "dev", "tidegate"]
+    assert names_missing(environments[0]) == ["app", "ocr", "dev", "tidegate"]
     pip = FakePip()
     pip.run = lambda command: (pip.commands.append(command), (0, ""))[1]
     install(checkout, pip)
@@ -119,8 +120,18 @@ def test_tests_are_added_to_an_environment_that_exists(checkout):
     install(checkout, FakePip(), dev=False)
     pip = FakePip()
     install(checkout, pip, dev=True)
-    assert len(pip.commands) == 1
-    assert pip.commands[0][-1] == str(checkout / "requirements" / "dev.txt")
+    locks = [Path(command[-1]).name for command in pip.commands]
+    assert locks == ["ocr.txt", "dev.txt"]  # what reads pictures is tested everywhere
+
+
+@pytest.mark.parametrize("ocr", [True, False])
+def test_what_reads_pictures_is_installed_where_it_is_wanted(checkout, ocr):
+    """`OCR=1 make run`; without it nothing of it."""
+    wanted = setup_environments.environments(
+        checkout, device="cpu", dev=False, engine=False, ocr=ocr
+    )
+    names = [layer.name for layer in wanted[0].layers]
+    assert names == (["app", "ocr", "tidegate"] if ocr else ["app", "tidegate"])
 
 
 def test_an_interrupted_setup_is_done_again(checkout):
@@ -140,7 +151,7 @@ def test_a_failed_install_leaves_no_stamp_and_shows_why(checkout):
     assert "line 69" not in str(failure.value)
     assert "run the same make command again" in str(failure.value)
     environment = setup_environments.environments(checkout, device="cpu", dev=True, engine=True)[0]
-    assert names_missing(environment) == ["app", "dev", "tidegate"]
+    assert names_missing(environment) == ["app", "ocr", "dev", "tidegate"]
 
 
 def test_torch_comes_from_its_own_index_only_where_pip_cannot_find_it(checkout):
@@ -493,15 +504,18 @@ def test_a_lock_holds_exact_versions_of_all_that_is_asked_for(name):
     assert wanted(name) <= set(locked(name))
 
 
-def test_the_tests_lock_fits_on_top_of_both_others():
-    """dev.txt repeats nothing, so installing it changes nothing that runs in production."""
-    dev = locked("dev")
-    assert wanted("dev") <= set(dev) | set(locked("app"))
-    assert not set(dev) & set(locked("app"))
+@pytest.mark.parametrize(("name", "below"), [("ocr", ["app"]), ("dev", ["app", "ocr"])])
+def test_a_lock_fits_on_top_of_those_below(name, below):
+    """It repeats nothing, so installing it changes nothing that runs in production."""
+    own = locked(name)
+    held = {package: version for lock in below for package, version in locked(lock).items()}
+    assert wanted(name) <= set(own) | set(held)
+    assert not set(own) & set(held)
     # What only the GPU's lock has may stand in both, but then with one version.
     gpu = locked("app-gpu")
-    assert {name: gpu[name] for name in set(dev) & set(gpu)} == {
-        name: dev[name] for name in set(dev) & set(gpu)
+    shared = set(own) & set(gpu)
+    assert {package: gpu[package] for package in shared} == {
+        package: own[package] for package in shared
     }
 
 

@@ -29,6 +29,7 @@ class FakeSandbox:
         self.began_at = []
         self.hangs_at = None
         self.error = None
+        self.reads_pictures = False
 
     async def pages(self, path, *, total, first=1):
         self.began_at.append(first)
