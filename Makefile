@@ -15,7 +15,7 @@ SENTENCES := $(BIN)/interrogate --fail-under 100 --whitelist-regex '^test_'
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help run test test-unit simulation test-integration test-contract check loadtest costs relay \
-        overload seed-attack engine-kills crash-kills upload-loop ingest engine-options false-kills before-after plans bench-gpu test-gpu nasty quality \
+        overload seed-attack engine-kills crash-kills upload-loop ingest engine-options false-kills before-after plans bench-gpu test-gpu nasty quality search-sizes \
         setup setup-dev model lock docs clean safeguards
 
 help: ## this list
@@ -127,6 +127,10 @@ before-after: setup-dev model ## the naive service and tidegate under one memory
 seed-attack: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## ten long questions at once, and who suffers: ENGINE=simulator|vllm or URL=
 	@exec $(BIN)/python -m loadtest.seed_attack --engine $(or $(ENGINE),simulator) \
 	    $(if $(URL),--url "$(URL)")
+
+search-sizes: setup-dev ## what a search takes, and recall, in small and large collections: SIZES=1000,100000,1000000
+	@exec $(BIN)/python -m loadtest.search_sizes $(if $(SIZES),--sizes "$(SIZES)") \
+	    $(if $(OUT),--out "$(OUT)")
 
 nasty: setup-dev ## upload files made to be endless, and those of PDFS=<folder>: count the outcomes
 	@exec $(BIN)/python -m loadtest.nasty --bombs $(if $(PDFS),--pdfs "$(PDFS)")

@@ -331,7 +331,13 @@ class IngestionPipeline:
         """All chunks with their vectors: those that an earlier attempt has kept, and the rest."""
         texts = [embedding_text(document.filename, chunk) for chunk in chunks]
         done = _still_right(await self._threads.run(self._jobs.staged_chunks, document.id), texts)
-        todo = [chunk for chunk in chunks if chunk.ordinal not in done]
+        # The longest first, over the whole document: a batch is padded to its longest text, and what
+        # is kept is found by its ordinal.
+        todo = sorted(
+            (chunk for chunk in chunks if chunk.ordinal not in done),
+            key=lambda chunk: len(texts[chunk.ordinal]),
+            reverse=True,
+        )
         unkept: list[StagedChunk] = []
         kept_s = time.monotonic()
         for start in range(0, len(todo), EMBED_WINDOW):

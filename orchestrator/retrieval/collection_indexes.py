@@ -83,7 +83,7 @@ class CollectionIndexes:
         self._dimension = dimension
         self._wait_s = wait_s
         self._idle_s = idle_s
-        self._exact_up_to = exact_up_to
+        self.exact_up_to = exact_up_to
         self._clock = clock
         self._slots: dict[str, _Slot] = {}
         self._slots_lock = threading.Lock()
@@ -194,7 +194,7 @@ class CollectionIndexes:
         outgrown = 0
         for collection, slot in self._all_slots():
             index = slot.index
-            if index is None or index.fits(exact_up_to=self._exact_up_to):
+            if index is None or index.fits(exact_up_to=self.exact_up_to):
                 continue
             with self._slots_lock:
                 if slot.building is None and not self._closed:
@@ -278,13 +278,13 @@ class CollectionIndexes:
         index = VectorIndex.load(
             self._path(collection), dimension=self._dimension, generation=generation
         )
-        right = index is not None and index.fits(exact_up_to=self._exact_up_to)
+        right = index is not None and index.fits(exact_up_to=self.exact_up_to)
         return index if right else None
 
     def _read(self, collection: str, slot: _Slot) -> VectorIndex:
         """An index of all vectors in the store, of the kind that their number asks for."""
         ids = self._store.chunk_ids(collection=collection)
-        if len(ids) <= self._exact_up_to:
+        if len(ids) <= self.exact_up_to:
             index = VectorIndex(dimension=self._dimension)
             self._read_on(collection, slot, index)
             return index

@@ -30,6 +30,7 @@ class FakeSandbox:
         self.hangs_at = None
         self.error = None
         self.reads_pictures = False
+        self.more = lambda _: 0
 
     async def pages(self, path, *, total, first=1):
         self.began_at.append(first)
@@ -38,7 +39,7 @@ class FakeSandbox:
                 await asyncio.sleep(3600)
             if self.error is not None:
                 raise self.error
-            yield Page(number, f"Line of page {number} in {path.stem}.")
+            yield Page(number, f"Line of page {number} in {path.stem}.{'x' * self.more(number)}")
 
 
 class FakeChunker:
@@ -64,8 +65,9 @@ class FakeEmbedder:
         if self.hangs_after is not None and len(self.texts) >= self.hangs_after:
             await asyncio.sleep(3600)
         self.texts += texts
-        rows = np.ones((len(texts), 4), dtype=np.float32)
-        return rows / 2
+        angles = np.array([len(text) for text in texts], dtype=np.float32) / 100
+        rows = [np.cos(angles), np.sin(angles), 0 * angles, 0 * angles]
+        return np.stack(rows, axis=1).astype(np.float32)
 
 
 class Setting:
@@ -189,6 +191,20 @@ async def test_embedding_goes_on_at_the_chunk_where_it_was(setting):
     assert (document.status, document.chunks) == ("ready", 9)
     assert len(setting.embedder.texts) == len(set(setting.embedder.texts)) == 9
     assert setting.store.embeddings("default")[1].shape == (9, 4)
+
+
+async def test_texts_of_like_length_are_embedded_together(setting):
+    """Over the whole document, not only within a window; each chunk gets its own vector."""
+    setting.queue("a", pages=9)
+    setting.sandbox.more = lambda number: 10 * ((7 * number) % 9)
+    async with setting.running():
+        await setting.finished("a")
+    lengths = [len(text) for text in setting.embedder.texts]
+    assert lengths == sorted(lengths, reverse=True)
+    _, vectors = setting.store.embeddings("default")
+    angles = [10 * ((7 * number) % 9) / 100 for number in range(1, 10)]
+    turned = np.arctan2(vectors[:, 1], vectors[:, 0])
+    assert np.diff(turned).tolist() == pytest.approx(np.diff(angles).tolist(), abs=1e-5)
 
 
 async def test_vectors_of_other_texts_are_not_used(setting):
