@@ -15,7 +15,7 @@ SENTENCES := $(BIN)/interrogate --fail-under 100 --whitelist-regex '^test_'
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help run test test-unit simulation test-integration test-contract check loadtest costs relay \
-        overload seed-attack engine-kills crash-kills upload-loop ingest engine-options false-kills before-after plans bench-gpu test-gpu nasty quality search-sizes \
+        overload seed-attack engine-kills crash-kills upload-loop ingest engine-options false-kills before-after plans bench-gpu test-gpu nasty quality answers search-sizes \
         setup setup-dev model lock docs clean safeguards
 
 help: ## this list
@@ -140,6 +140,12 @@ quality: setup-dev ## gold page in the first 1, 5 and 10: PDFS=<folder> QUESTION
 	    { echo "say on what: make quality PDFS=<folder> QUESTIONS=<file>"; exit 2; }
 	@exec $(BIN)/python -m tests.quality.evaluate --pdfs "$(PDFS)" --questions "$(QUESTIONS)" \
 	    $(if $(ABLATE),--ablate) $(if $(OUT),--json "$(OUT)")
+
+answers: setup-dev model ## whole answers, checked without a judge: PDFS=<folder> QUESTIONS=<file> ENGINE=vllm|simulator
+	@test -n "$(PDFS)" -a -n "$(QUESTIONS)" || \
+	    { echo "say on what: make answers PDFS=<folder> QUESTIONS=<file>"; exit 2; }
+	@exec $(BIN)/python -m tests.quality.answers --pdfs "$(PDFS)" --questions "$(QUESTIONS)" \
+	    --engine $(or $(ENGINE),vllm) $(if $(OUT),--json "$(OUT)")
 
 setup: ## the environments that `make run` needs
 	@$(SETUP)

@@ -171,7 +171,7 @@ def stack(
     """
     with contextlib.ExitStack() as on:
         starting = (
-            _vllm(folder, model_server or {})
+            vllm(folder, model_server or {})
             if engine == "vllm"
             else simulator(folder, simulator_options)
         )
@@ -211,7 +211,8 @@ def simulator(folder: Path, options: Sequence[str] = ()) -> Iterator[tuple[Progr
 
 
 @contextmanager
-def _vllm(folder: Path, changes: Mapping[str, str]) -> Iterator[tuple[Program, str]]:
+def vllm(folder: Path, changes: Mapping[str, str]) -> Iterator[tuple[Program, str]]:
+    """model_server with vLLM and the bundled model, and where the engine listens."""
     control = free_port()
     settings = {
         "MODEL_SERVER_MODEL": str(MODEL_FOLDER),
