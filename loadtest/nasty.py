@@ -185,7 +185,7 @@ def report(outcomes: Sequence[Outcome], *, hang_s: float) -> None:
 
 
 @contextlib.contextmanager
-def orchestrator(log: Path) -> Iterator[tuple[str, int]]:
+def orchestrator(log: Path, *, ocr: bool) -> Iterator[tuple[str, int]]:
     """An orchestrator of our own, without an engine: its address and process id."""
     with (
         log.open("wb") as output,
@@ -198,6 +198,7 @@ def orchestrator(log: Path) -> Iterator[tuple[str, int]]:
             "ORCHESTRATOR_PORT": str(port),
             "ORCHESTRATOR_DATA_DIR": folder,
             "ORCHESTRATOR_ENGINE_URL": "http://127.0.0.1:9",
+            "ORCHESTRATOR_OCR": str(ocr).lower(),
         }
         process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator", "serve"], env=environment, stderr=output
@@ -213,7 +214,7 @@ def orchestrator(log: Path) -> Iterator[tuple[str, int]]:
 
 def wait_until_alive(base_url: str, process: subprocess.Popen[bytes]) -> None:
     """
-    Return when the orchestrator answers.
+    Return when the orchestrator answers, its embedder's memory included.
 
     Raises:
         RuntimeError: If it ends, or does not answer in time.
@@ -223,7 +224,8 @@ def wait_until_alive(base_url: str, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None:
             raise RuntimeError(f"the orchestrator ended with exit code {process.returncode}")
         with contextlib.suppress(httpx2.HTTPError):
-            if httpx2.get(f"{base_url}/healthz").is_success:
+            parts = httpx2.get(f"{base_url}/readyz").json()["dependencies"]
+            if parts["embedder"]["status"] == "ok":
                 return
         time.sleep(0.2)
     raise RuntimeError(f"the orchestrator does not answer within {START_S:g} s")
@@ -278,6 +280,9 @@ def main() -> int:
     parser.add_argument(
         "--hang-s", type=float, default=HANG_S, help="seconds after which a file counts as hanging"
     )
+    parser.add_argument(
+        "--ocr", action="store_true", help="read pictures too: seconds a page, so give --hang-s"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folders = [options.pdfs] if options.pdfs else []
@@ -293,7 +298,7 @@ def main() -> int:
                 hang_s=options.hang_s,
             )
         log = Path(place) / "orchestrator.log"
-        with orchestrator(log) as (base_url, pid):
+        with orchestrator(log, ocr=options.ocr) as (base_url, pid):
             code = run(folders=folders, base_url=base_url, pid=pid, hang_s=options.hang_s)
         tracebacks = log.read_text(errors="replace").count("Traceback")
         print(f"tracebacks in the log: {tracebacks}")

@@ -82,17 +82,20 @@ async def test_a_picture_that_takes_too_much_costs_its_page(scan):
     assert losses == ["cpu", "cpu"]
 
 
+def upload(running, scan):
+    return httpx2.post(
+        f"{running.url}/upload",
+        params={"wait": "true"},
+        files={"file": ("scan.pdf", scan.read_bytes(), "application/pdf")},
+        timeout=120,
+        trust_env=False,
+    )
+
+
 def test_a_scan_is_found_and_its_warning_says_how_it_was_read(tmp_path, fake_engine, scan):
     """Through the service: uploaded, searched, cited with its page."""
     with orchestrator(tmp_path / "data", fake_engine.url) as running:
-        response = httpx2.post(
-            f"{running.url}/upload",
-            params={"wait": "true"},
-            files={"file": ("scan.pdf", scan.read_bytes(), "application/pdf")},
-            timeout=120,
-            trust_env=False,
-        )
-        (document,) = response.json()["documents"]
+        (document,) = upload(running, scan).json()["documents"]
         assert document["status"] == "ready", document
         assert document["warning"].startswith("Read by OCR: pages 1-2 of 2.")
         question = {"question": "How long do the doors of the hangar take to open?"}
@@ -102,13 +105,7 @@ def test_a_scan_is_found_and_its_warning_says_how_it_was_read(tmp_path, fake_eng
 
 def test_without_it_a_scan_is_named(tmp_path, fake_engine, scan):
     """Switched off, or not installed: the error says what to do."""
-    with orchestrator(tmp_path / "data", fake_engine.url, ocr="false") as running:
-        response = httpx2.post(
-            f"{running.url}/upload",
-            params={"wait": "true"},
-            files={"file": ("scan.pdf", scan.read_bytes(), "application/pdf")},
-            timeout=120,
-            trust_env=False,
-        )
+    with orchestrator(tmp_path / "data", fake_engine.url, wait_for=(), ocr="false") as running:
+        response = upload(running, scan)
     assert (response.status_code, response.json()["error"]["code"]) == (422, "no_text")
     assert "OCR=1" in response.json()["error"]["message"]
