@@ -111,11 +111,12 @@ class Chunk:
 @dataclass(frozen=True, slots=True)
 class Passage:
     """
-    A chunk as it was found for a question, best first.
+    A chunk, or some that follow one another, as found for a question, best first.
 
     Attributes:
         score: Cosine similarity of question and chunk in [-1, 1]; the relevance that users see.
-        prompt_tokens: Tokens that the text takes in the engine's tokenizer.
+        prompt_tokens: Tokens that the text takes in the engine's tokenizer, at most.
+        chunks: How many it was made of.
     """
 
     chunk_id: ChunkId
@@ -128,6 +129,7 @@ class Passage:
     text: str
     score: float
     prompt_tokens: int
+    chunks: int = 1
 
 
 @dataclass(frozen=True, slots=True)

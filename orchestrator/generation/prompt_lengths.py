@@ -8,14 +8,14 @@ TEMPLATE_TOKENS = 24
 SMOOTHING = 0.1
 MARGIN = 1.1
 FIRST_GUESS_TOKENS = 220
-"""A passage of 150 of the embedder's tokens, with its heading line, in a usual model's tokens."""
+"""A chunk of 150 of the embedder's tokens, with its heading line, in a usual model's tokens."""
 
 
 class PromptLengths:
-    """Estimates from the question's own length and the mean length of the passages so far."""
+    """Estimates from the question's own length and the mean length of the chunks so far."""
 
     def __init__(self) -> None:
-        self._passage_tokens = float(FIRST_GUESS_TOKENS)
+        self._chunk_tokens = float(FIRST_GUESS_TOKENS)
 
     def estimate(self, question: Question, *, window_tokens: int) -> int:
         """
@@ -26,14 +26,14 @@ class PromptLengths:
             window_tokens: The engine's context window; no prompt gets longer.
         """
         bare = _bare_tokens(question)
-        whole = bare + question.top_k * self._passage_tokens * MARGIN
+        whole = bare + question.top_k * self._chunk_tokens * MARGIN
         return max(1, min(round(whole), window_tokens - question.max_tokens))
 
-    def learn(self, question: Question, *, num_passages: int, prompt_tokens: int) -> None:
+    def learn(self, question: Question, *, num_chunks: int, prompt_tokens: int) -> None:
         """A prompt was assembled."""
-        if num_passages:
-            seen = (prompt_tokens - _bare_tokens(question)) / num_passages
-            self._passage_tokens += SMOOTHING * (max(seen, 1.0) - self._passage_tokens)
+        if num_chunks:
+            seen = (prompt_tokens - _bare_tokens(question)) / num_chunks
+            self._chunk_tokens += SMOOTHING * (max(seen, 1.0) - self._chunk_tokens)
 
 
 def _bare_tokens(question: Question) -> float:

@@ -261,7 +261,9 @@ class QueryPipeline:
         prompt = fit(question, found.passages, counter=self._counter, window_tokens=window)
         if ticket is not None:
             self._lengths.learn(
-                question, num_passages=len(prompt.passages), prompt_tokens=prompt.prompt_tokens
+                question,
+                num_chunks=sum(passage.chunks for passage in prompt.passages),
+                prompt_tokens=prompt.prompt_tokens,
             )
             await self._gate.resize(ticket, prompt.prompt_tokens, deadline)
         draft = Draft(prompt.passages, degraded)

@@ -10,7 +10,7 @@ def test_learns_how_long_passages_are():
     """After some prompts the estimate is near, and rather above."""
     lengths = PromptLengths()
     for _ in range(100):
-        lengths.learn(QUESTION, num_passages=5, prompt_tokens=700)
+        lengths.learn(QUESTION, num_chunks=5, prompt_tokens=700)
     assert 700 <= lengths.estimate(QUESTION, window_tokens=4096) <= 800
 
 
