@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     # --- questions
     max_question_chars: int = Field(8000, gt=0, description="Longest question, in characters.")
     max_history_messages: int = Field(50, ge=0, description="Earlier turns taken with a question.")
-    top_k: int = Field(5, ge=1, le=50, description="Passages put before the model, by default.")
+    top_k: int = Field(5, ge=1, le=50, description="Chunks put before the model, by default.")
     max_top_k: int = Field(50, ge=1, description="Largest top_k that a caller may ask for.")
     max_tokens: int = Field(256, ge=1, description="Longest answer by default, in tokens.")
     max_max_tokens: int = Field(

@@ -39,7 +39,9 @@ class SearchRequest(Incoming):
     document_ids: list[str] = Field(
         [], max_length=MAX_DOCUMENT_IDS, description="Search only these; none: the collection."
     )
-    top_k: int | None = Field(None, ge=1, description="Passages, best first.")
+    top_k: int | None = Field(
+        None, ge=1, description="Chunks of about 150 tokens; neighbours on a page are one passage."
+    )
     timeout_s: float | None = Field(
         None, gt=0, description="The request's deadline in seconds; can only be shortened."
     )
