@@ -79,16 +79,22 @@ def events(text):
     return [frame if frame == "[DONE]" else json.loads(frame) for frame in frames]
 
 
-async def becomes(url, wanted, *, of="running", within_s=1):
+def requests_of(page: str, state: str) -> float:
+    """How many requests are in a state ("running", "waiting"), by the engine's `/metrics`."""
+    lines = [ln for ln in page.splitlines() if ln.startswith(f"vllm:num_requests_{state}{{")]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def running(url: str) -> float:
+    return requests_of(httpx2.get(f"{url}/metrics", trust_env=False).text, "running")
+
+
+async def becomes(url, wanted, *, state="running", within_s=1):
     """Wait until the engine says that so many requests run, or wait."""
     began = time.monotonic()
     async with httpx2.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
-        while True:
-            lines = (await client.get("/metrics")).text.splitlines()
-            found = [ln for ln in lines if ln.startswith(f"vllm:num_requests_{of}{{")]
-            if sum(float(line.rsplit(" ", 1)[1]) for line in found) == wanted:
-                return
-            assert time.monotonic() - began < within_s, found
+        while requests_of((await client.get("/metrics")).text, state) != wanted:
+            assert time.monotonic() - began < within_s
             await asyncio.sleep(0.02)
 
 
@@ -232,7 +238,7 @@ async def test_who_comes_when_it_is_full_gets_a_503(http, batching_url):
     # So long that none ends before the last is there, however slow the machine: all are cancelled.
     streams = (stream_to_the_end(http, n, tokens=1000) for n in range(MAX_QUEUED))
     waiting = [asyncio.create_task(stream) for stream in streams]
-    await becomes(batching_url, MAX_QUEUED - 32, of="waiting", within_s=60)
+    await becomes(batching_url, MAX_QUEUED - 32, state="waiting", within_s=60)
     answer = await http.post(CHAT, json=streamed(max_tokens=1))
     assert answer.status_code == 503
     assert answer.json()["error"]["message"].startswith(BUSY)

@@ -39,11 +39,15 @@ def test_answers_with_numbered_sources(http, engine, handbook):
 
 def test_the_prompt_holds_the_passages_and_the_question(http, engine, handbook):
     """What the engine is asked is the question under the numbered passages."""
-    ask(http, top_k=3)
+    cited = ask(http, top_k=8).json()["citations"]
     prompt = engine.requests[0]["messages"][-1]["content"]
     assert prompt.endswith(f"Question: {QUESTION}")
-    assert "[3] handbook.pdf, page" in prompt
-    assert "[4]" not in prompt
+    for source in cited:
+        assert f"[{source['n']}] handbook.pdf, page {source['page']}\n" in prompt
+    assert f"[{len(cited) + 1}]" not in prompt
+    # Chunks that follow one another are one source: their common text is there once.
+    assert len(cited) < 8
+    assert prompt.count("The gates are closed when the outer gauge") == 1
 
 
 def test_streams_sources_tokens_and_done(http, engine, handbook):
