@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from orchestrator.domain import Message, Passage, Question
 from orchestrator.errors import ContextTooLong
+from orchestrator.generation.neighbours import joined
 from orchestrator.generation.prompt import assemble, passage_block
 from orchestrator.generation.tokenizer import TokenCounter
 
@@ -41,7 +42,7 @@ def fit(
     The largest prompt that leaves room for `question.max_tokens`.
 
     Passages give way before the question does, worst first; history gives way before passages,
-    oldest first.
+    oldest first. Those that stay and follow one another on a page are joined, which takes no more.
 
     Raises:
         ContextTooLong: If the question alone does not fit.
@@ -58,8 +59,9 @@ def fit(
         left -= cost
     total = room - left
     if total <= room - room // UNCOUNTED_SHARE:
-        messages = _prompt(question, kept, history, counter)
-        return FittedPrompt(tuple(messages), tuple(kept), total)
+        sources = joined(kept)
+        messages = _prompt(question, sources, history, counter)
+        return FittedPrompt(tuple(messages), sources, total)
     return _confirm(question, kept, history, counter=counter, room=room)
 
 
@@ -118,8 +120,9 @@ def _confirm(
 ) -> FittedPrompt:
     """The exact count of the assembled prompt; parts that do not add up cost the last passage."""
     while True:
-        messages = _prompt(question, kept, history, counter)
+        sources = joined(kept)
+        messages = _prompt(question, sources, history, counter)
         tokens = counter.count_messages(messages)
         if tokens <= room or not kept:
-            return FittedPrompt(tuple(messages), tuple(kept), tokens)
+            return FittedPrompt(tuple(messages), sources, tokens)
         kept.pop()

@@ -24,6 +24,7 @@ from orchestrator.errors import (
 )
 from orchestrator.generation.engine_client import EngineRequest
 from orchestrator.generation.engines import Engine
+from orchestrator.generation.neighbours import joined
 from orchestrator.generation.prompt import NOTHING_RELEVANT
 from orchestrator.generation.prompt_lengths import PromptLengths
 from orchestrator.generation.token_budget import FittedPrompt, fit
@@ -102,7 +103,7 @@ class QueryPipeline:
             OrchestratorError: The kind tells what went wrong, and where.
         """
         found = await self._retrieve(question, deadline)
-        return found.passages, lesser_search(found)
+        return joined(found.passages), lesser_search(found)
 
     async def answer(
         self, question: Question, deadline: Deadline
@@ -233,7 +234,7 @@ class QueryPipeline:
         self, found: Retrieved, watch: Stopwatch, cause: OrchestratorError
     ) -> AsyncGenerator[AnswerEvent, None]:
         degraded = passages_only(cause)
-        passages = found.passages if found.relevant else ()
+        passages = joined(found.passages) if found.relevant else ()
         yield Sources(passages, degraded)
         text, citations = extract(passages) if passages else (NOTHING_RELEVANT, ())
         yield Token(text)

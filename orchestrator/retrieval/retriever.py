@@ -29,7 +29,6 @@ from orchestrator.retrieval.arrays import Vector
 from orchestrator.retrieval.collection_indexes import CollectionIndexes
 from orchestrator.retrieval.document_store import DocumentStore
 from orchestrator.retrieval.lexical_index import LexicalIndex
-from orchestrator.retrieval.neighbours import joined
 from orchestrator.retrieval.relevance import is_relevant
 from orchestrator.retrieval.reranker import Reranker
 
@@ -136,13 +135,13 @@ class Retriever:
         check: Callable[[], None] = lambda: None,
     ) -> Retrieved:
         """
-        The passages that fit the question best; what follows one another on a page is one of them.
+        The passages that fit the question best, a chunk each.
 
         Args:
             text: The question.
             collection: Where to search.
             document_ids: Search only these; empty means the whole collection.
-            top_k: Chunks at most.
+            top_k: Passages at most.
             deadline: When the search has to be over.
             check: Raises if there is nothing that could be searched. Called in the search's thread,
                 since a way to another would cost as much as the search, and only where what is
@@ -171,10 +170,9 @@ class Retriever:
             if found.by_words_only is not None and not found.passages:
                 raise found.by_words_only
             if self._reranker is None:
-                return replace(found, passages=joined(found.passages))
+                return found
             again = await self._reranker.rerank(text, found.passages)
-            passages = joined(again.passages[:top_k])
-            return replace(found, passages=passages, not_reranked=again.skipped)
+            return replace(found, passages=again.passages[:top_k], not_reranked=again.skipped)
 
     async def _vector(self, text: str) -> Vector | OrchestratorError:
         """The question's vector, or why there is none."""

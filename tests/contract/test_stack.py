@@ -35,9 +35,11 @@ def test_the_right_page_is_among_the_citations(http, case):
 
 def test_a_full_window_is_not_refused(http):
     """Passages are taken until the answer's own tokens are all that is left of the window."""
+    asked = " ".join(q.question for q in pdfs.HANDBOOK_QUESTIONS)
     body = {
         "model": MODEL,
-        "messages": [{"role": "user", "content": "What does the handbook say?"}],
+        # With the question four times, the handbook is more than the window holds.
+        "messages": [{"role": "user", "content": " ".join([asked] * 4)}],
         "top_k": 50,
         "max_tokens": 2048,
         "stop": [" ", "e", "a"],

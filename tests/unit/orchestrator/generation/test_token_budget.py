@@ -1,5 +1,7 @@
 """What goes into the context window, and what gives way."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -121,3 +123,22 @@ def test_prompt_and_answer_never_exceed_the_window(sizes, window, max_tokens):
     prompt = fit(question(max_tokens=max_tokens), passages, counter=Words(), window_tokens=window)
     exact = Words().count_messages(prompt.messages)
     assert exact <= prompt.prompt_tokens <= window - max_tokens
+
+
+def test_chunks_are_fitted_one_by_one_and_then_joined():
+    """What has no room gives way alone; those that stay and follow one another are one source."""
+    text = " ".join(f"word{n}" for n in range(40))
+    ends = [len(" ".join(text.split()[: 10 * n])) for n in range(5)]
+    chunks = [
+        Passage(ChunkId(n), DocumentId("d"), "a.pdf", 1, 1, start, end, text[start:end], 0.9, 10)
+        for n, (start, end) in enumerate(pairwise(ends))
+    ]
+    whole = fit(question(), chunks, counter=Words(), window_tokens=1000)
+    assert [(p.chunks, p.text) for p in whole.passages] == [
+        (3, text[: ends[3]]),
+        (1, text[ends[3] :]),
+    ]
+    bare = fit(question(), [], counter=Words(), window_tokens=1000).prompt_tokens
+    room = bare + 2 * (10 + 10 + BLOCK_MARGIN_TOKENS)
+    short = fit(question(max_tokens=50), chunks, counter=Words(), window_tokens=room + 50)
+    assert [p.chunks for p in short.passages] == [2]

@@ -52,7 +52,7 @@ def _one(run: Sequence[Passage], best: Passage) -> Passage:
     text = run[0].text
     for before, passage in pairwise(run):
         common = before.char_end - passage.char_start
-        text += passage.text[common:] if common > 0 else f"\n{passage.text}"
+        text += passage.text[common:] if common >= 0 else f"\n{passage.text}"
     return replace(
         best,
         char_start=run[0].char_start,
