@@ -9,14 +9,19 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from orchestrator.documents.parser_worker import LossCause, WorkerLost, WorkerPolicy, WorkerPool
+from orchestrator.documents.parser_worker import (
+    LossCause,
+    WorkerLost,
+    WorkerPolicy,
+    WorkerPool,
+    max_reply_bytes,
+    stall_s,
+)
 from orchestrator.domain import FlawedPage, Page
 
 RECOGNISED = "was read by OCR."
 """How the flaw of a page ends that was read from its picture."""
-_BYTES_PER_CHAR = 6  # the longest way to write a character in JSON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,11 +47,6 @@ class OcrLimits:
     max_file_pages: int = 5_000
     max_chars_per_page: int = 400_000
 
-    @property
-    def stall_s(self) -> float:
-        """Seconds of silence that even a starved process does not need for one page."""
-        return 3 * self.cpu_s_per_page + 10
-
 
 class PageRecogniser:
     """
@@ -65,7 +65,7 @@ class PageRecogniser:
         policy = WorkerPolicy(
             memory_bytes=limits.memory_bytes,
             niceness=10,
-            max_reply_bytes=limits.max_chars_per_page * _BYTES_PER_CHAR + 64 * 1024,
+            max_reply_bytes=max_reply_bytes(limits.max_chars_per_page),
             max_resident_bytes=limits.memory_bytes,
             ocr=True,
         )
@@ -87,6 +87,7 @@ class PageRecogniser:
 
         Raises:
             WorkerLost: If reading it ended the process, or took too long.
+            OrchestratorError: If the file cannot be read, or the process does not start.
             NotReady: If the recogniser is closed.
         """
         if self._idle is not None:
@@ -99,19 +100,13 @@ class PageRecogniser:
             "max_chars": self._limits.max_chars_per_page,
             "cpu_s": self._limits.cpu_s_per_page,
         }
+        within_s = stall_s(self._limits.cpu_s_per_page)
         try:
-            async with self._pool.lease() as worker:
-                worker.send(request)
-                reply: dict[str, Any] = await worker.reply(within_s=self._limits.stall_s)
-                if "text" in reply:
-                    await worker.reply(within_s=self._limits.stall_s)
-        except WorkerLost as exc:
-            self._on_loss(exc.cause)
-            raise
+            reply = await self._pool.ask(request, within_s=within_s, on_loss=self._on_loss)
         finally:
             loop = asyncio.get_running_loop()
             self._idle = loop.call_later(self._limits.idle_s, self._pool.dismiss_idle)
-        return str(reply.get("text", ""))
+        return str(reply["text"])
 
     async def aclose(self) -> None:
         """End the process; who waits for a page gets NotReady."""

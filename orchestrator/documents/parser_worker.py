@@ -5,19 +5,49 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import Internal, NotReady, ParserOutOfMemory
+from orchestrator.errors import (
+    DamagedDocument,
+    DocumentError,
+    Internal,
+    NotReady,
+    OrchestratorError,
+    ParserOutOfMemory,
+    StoreUnavailable,
+    leaves,
+)
 
 START_TIMEOUT_S = 60.0
 _EXIT_TIMEOUT_S = 5.0
 _PROJECT_ROOT = Path(__file__).resolve().parents[2]
 _KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV")
+
+
+_BYTES_PER_CHAR = 6  # the longest way to write a character in JSON
+_RAISED: list[type[OrchestratorError]] = [*leaves(DocumentError), StoreUnavailable]
+_ERRORS = {error.code: error for error in _RAISED}
+
+
+def max_reply_bytes(max_chars: int) -> int:
+    """The longest line that a worker may send for so many characters of text, in bytes."""
+    return max_chars * _BYTES_PER_CHAR + 64 * 1024
+
+
+def stall_s(cpu_s: float) -> float:
+    """Seconds of silence that even a starved worker does not need for so much CPU time."""
+    return 3 * cpu_s + 10
+
+
+def error_of(reply: dict[str, Any]) -> OrchestratorError:
+    """The error that a worker told."""
+    error = reply["error"]
+    return _ERRORS.get(error["code"], DamagedDocument)(error["message"])
 
 
 class LossCause(StrEnum):
@@ -231,6 +261,34 @@ class WorkerPool:
             if fate is None and worker is not None:
                 self._discard(worker)
             self._idle.put_nowait(fate)
+
+    async def ask(
+        self, request: dict[str, Any], *, within_s: float, on_loss: Callable[[LossCause], None]
+    ) -> dict[str, Any]:
+        """
+        The one reply to a request that has one.
+
+        Args:
+            request: What is asked.
+            within_s: Longest wait for the reply, in seconds.
+            on_loss: Told why, if the worker is lost over it.
+
+        Raises:
+            OrchestratorError: What the worker tells instead.
+            WorkerLost: If it tells nothing.
+        """
+        try:
+            async with self.lease() as worker:
+                worker.send(request)
+                reply = await worker.reply(within_s=within_s)
+                if "error" not in reply:
+                    await worker.reply(within_s=within_s)  # that it is done
+        except WorkerLost as exc:
+            on_loss(exc.cause)
+            raise
+        if "error" in reply:
+            raise error_of(reply)
+        return reply
 
     async def _replace(self, worn: ParserWorker | None) -> ParserWorker:
         if worn is not None:

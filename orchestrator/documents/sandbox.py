@@ -16,22 +16,24 @@ from typing import Any
 
 from orchestrator.documents.findings import PdfInfo
 from orchestrator.documents.page_recognition import OcrLimits, PageRecogniser
-from orchestrator.documents.parser_worker import LossCause, WorkerLost, WorkerPolicy, WorkerPool
+from orchestrator.documents.parser_worker import (
+    LossCause,
+    WorkerLost,
+    WorkerPolicy,
+    WorkerPool,
+    error_of,
+    max_reply_bytes,
+    stall_s,
+)
 from orchestrator.domain import Box, FlawedPage, Page
 from orchestrator.errors import (
     DamagedDocument,
     DocumentError,
     DocumentTooLarge,
-    OrchestratorError,
     ParserOutOfMemory,
     ParserTimeout,
-    StoreUnavailable,
-    leaves,
 )
 
-_RAISED: list[type[OrchestratorError]] = [*leaves(DocumentError), StoreUnavailable]
-_ERRORS = {error.code: error for error in _RAISED}
-_BYTES_PER_CHAR = 6  # the longest way to write a character in JSON
 _MIB = 1024 * 1024
 
 
@@ -71,17 +73,12 @@ class SandboxLimits:
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{field.name} must be a positive number, not {value}")
 
-    @property
-    def stall_s(self) -> float:
-        """Seconds of silence that even a starved worker does not need for one page."""
-        return 3 * self.cpu_s_per_page + 10
-
     def policy(self, *, niceness: int) -> WorkerPolicy:
         """What a worker has to know of these limits."""
         return WorkerPolicy(
             memory_bytes=self.memory_bytes,
             niceness=niceness,
-            max_reply_bytes=self.max_chars_per_page * _BYTES_PER_CHAR + 64 * 1024,
+            max_reply_bytes=max_reply_bytes(self.max_chars_per_page),
         )
 
 
@@ -159,8 +156,6 @@ class ParserSandbox:
             if first.cause in {LossCause.CPU, LossCause.STALLED}:
                 raise self._verdict(first.cause, self._limits.wall_s_inspect) from first
             reply = await self._second_look(path)
-        if "error" in reply:
-            raise _error(reply)
         return PdfInfo(pages=int(reply["info"]["pages"]))
 
     async def pages(self, path: Path, *, total: int, first: int = 1) -> AsyncGenerator[Page, None]:
@@ -214,11 +209,9 @@ class ParserSandbox:
             "cpu_s": self._limits.wall_s_inspect,
         }
         try:
-            reply = await self._quickly(request, answer="boxes")
+            reply = await self._quickly(request)
         except WorkerLost:
             return []
-        if "error" in reply:
-            raise _error(reply)
         return [(left, top, right, bottom) for left, top, right, bottom in reply["boxes"]]
 
     async def _second_look(self, path: Path) -> dict[str, Any]:
@@ -235,20 +228,13 @@ class ParserSandbox:
             "max_pages": self._limits.max_pages,
             "cpu_s": self._limits.wall_s_inspect,
         }
-        return await self._quickly(request, answer="info")
+        return await self._quickly(request)
 
-    async def _quickly(self, request: dict[str, Any], *, answer: str) -> dict[str, Any]:
-        """The one reply to a question for which somebody waits, or an error's."""
-        try:
-            async with self._inspector.lease() as worker:
-                worker.send(request)
-                reply = await worker.reply(within_s=self._limits.wall_s_inspect)
-                if answer in reply:
-                    await worker.reply(within_s=self._limits.wall_s_inspect)
-        except WorkerLost as exc:
-            self._on_loss(exc.cause)
-            raise
-        return reply
+    async def _quickly(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The one reply to a question for which somebody waits."""
+        return await self._inspector.ask(
+            request, within_s=self._limits.wall_s_inspect, on_loss=self._on_loss
+        )
 
     def _ask(self, path: Path, reading: "_Reading") -> "asyncio.Task[_Window] | None":
         wanted = reading.wanted()
@@ -271,14 +257,16 @@ class ParserSandbox:
                 worker.send(self._request(path, wanted, fast=fast))
                 while "done" not in reply and "error" not in reply:
                     left_s = within_s - (self._clock() - began_s)
-                    reply = await worker.reply(within_s=min(left_s, self._limits.stall_s))
+                    reply = await worker.reply(
+                        within_s=min(left_s, stall_s(self._limits.cpu_s_per_page))
+                    )
                     if "page" in reply:
                         pages.append(_page(reply["page"]))
         except WorkerLost as exc:
             self._on_loss(exc.cause)
             cause = exc.cause
         if "error" in reply:
-            raise _error(reply)
+            raise error_of(reply)
         if cause is None and len(pages) < len(wanted):
             cause = LossCause.CRASHED
         return _Window(pages=pages, cause=cause, spent_s=self._clock() - began_s)
@@ -379,11 +367,6 @@ def _page(reply: dict[str, Any]) -> Page:
     if reply["flaw"] is None:
         return Page(reply["number"], reply["text"])
     return FlawedPage(reply["number"], reply["text"], reply["flaw"])
-
-
-def _error(reply: dict[str, Any]) -> OrchestratorError:
-    error = reply["error"]
-    return _ERRORS.get(error["code"], DamagedDocument)(error["message"])
 
 
 def _verdict(cause: LossCause, *, limits: SandboxLimits, allowed_s: float) -> DocumentError:
