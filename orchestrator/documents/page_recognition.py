@@ -19,6 +19,7 @@ from orchestrator.documents.parser_worker import (
     stall_s,
 )
 from orchestrator.domain import FlawedPage, Page
+from orchestrator.errors import Internal
 
 RECOGNISED = "was read by OCR."
 """How the flaw of a page ends that was read from its picture."""
@@ -141,8 +142,10 @@ class DocumentRecognition:
         self._read += 1
         try:
             text = await self._recogniser.read(self._path, page.number)
-        except WorkerLost as exc:
+        except (WorkerLost, Internal) as exc:
+            # A process that does not start costs the picture, too, and never the document.
             self._lost += 1
-            reason = f"Page {page.number} is a picture on which OCR failed ({exc.cause})."
+            why = exc.cause if isinstance(exc, WorkerLost) else "its process does not start"
+            reason = f"Page {page.number} is a picture on which OCR failed ({why})."
             return FlawedPage(page.number, "", reason)
         return FlawedPage(page.number, text, f"Page {page.number} {RECOGNISED}") if text else page

@@ -82,6 +82,13 @@ async def test_a_picture_that_takes_too_much_costs_its_page(scan):
     assert losses == ["cpu", "cpu"]
 
 
+async def test_a_process_that_does_not_start_costs_the_pictures_alone(scan):
+    """Too little memory for the models: the pages are named, the document goes on."""
+    pages, _, _ = await pages_of(scan, 2, memory_bytes=1 << 20)
+    assert [page.text for page in pages] == ["", ""]
+    assert all("its process does not start" in page.reason for page in pages)
+
+
 def upload(running, scan):
     return httpx2.post(
         f"{running.url}/upload",
