@@ -70,6 +70,7 @@ check: setup-dev ## format, lint, types, import contracts, test sentences, conta
 	@$(BIN)/hadolint deploy/*.Dockerfile
 	@$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
 	@$(BIN)/pytest -q tests/unit/test_docs.py
+	@$(BIN)/pytest -qq --collect-only tests > /dev/null || { $(BIN)/pytest -q --collect-only tests | tail -20; exit 1; }
 	@echo "all checks passed"
 
 loadtest: costs ## the table of costs

@@ -12,7 +12,7 @@ from pathlib import Path
 from deploy.child_process import Program
 from deploy.setup_environments import detect_device
 from model_server.planner import DEFAULT_NUM_SEQS
-from orchestrator.settings import EMBEDDER_GPU_BYTES
+from orchestrator.settings import EMBEDDER_GPU_BYTES, INDEX_GPU_BYTES
 
 LOOKAHEAD = 4
 """Questions let in beyond the engine's batch, so that it never waits for a retrieval."""
@@ -168,7 +168,8 @@ class StackOptions:
         device = {"cpu": "cpu", "gpu": "cuda"}.get(self.device)
         return (
             ({"MODEL_SERVER_DEVICE": device} if device else {})
-            | _embedder_slice(environ)
+            | _slice(environ, "EMBEDDER", EMBEDDER_GPU_BYTES)
+            | _slice(environ, "INDEX", INDEX_GPU_BYTES)
             | {
                 "MODEL_SERVER_MODEL": str(model),
                 "MODEL_SERVER_SERVED_MODEL_NAME": name,
@@ -196,14 +197,14 @@ class StackOptions:
         return settings
 
 
-def _embedder_slice(environ: Mapping[str, str]) -> dict[str, str]:
-    """What the embedder may take of a GPU, for model_server's plan; unless that is set by hand."""
-    if environ.get("MODEL_SERVER_EMBEDDER_BYTES"):
+def _slice(environ: Mapping[str, str], name: str, default_bytes: int) -> dict[str, str]:
+    """What a part may take of a GPU, for model_server's plan; unless that is set by hand."""
+    if environ.get(f"MODEL_SERVER_{name}_BYTES"):
         return {}
-    if environ.get("ORCHESTRATOR_EMBEDDER_DEVICE", "cpu") in {"", "cpu"}:
+    if environ.get(f"ORCHESTRATOR_{name}_DEVICE", "cpu") in {"", "cpu"}:
         return {}
-    given = environ.get("ORCHESTRATOR_EMBEDDER_MEMORY_BYTES")
-    return {"MODEL_SERVER_EMBEDDER_BYTES": given or str(EMBEDDER_GPU_BYTES)}
+    given = environ.get(f"ORCHESTRATOR_{name}_MEMORY_BYTES")
+    return {f"MODEL_SERVER_{name}_BYTES": given or str(default_bytes)}
 
 
 def port_from(environ: Mapping[str, str], variable: str, default: int) -> int:

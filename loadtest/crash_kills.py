@@ -36,7 +36,7 @@ import httpx2
 
 from loadtest.crash_ledger import TERMINAL, Ledger
 from loadtest.figures import percentile
-from loadtest.programs import ROOT, commit, free_port, machine
+from loadtest.programs import ROOT, are_up, commit, free_port, machine
 from loadtest.stack import simulator
 from orchestrator.retrieval.database import Database
 from orchestrator.retrieval.store_check import StoreCheck
@@ -224,7 +224,9 @@ class Trial:
         """Let all work finish; promises that do not hold then."""
         until_s = time.monotonic() + QUIET_S
         stored = self.stored(http)
-        while not _embeds(http) or any(d["status"] not in TERMINAL for d in stored.values()):
+        while not are_up(http, "embedder") or any(
+            d["status"] not in TERMINAL for d in stored.values()
+        ):
             if time.monotonic() > until_s:
                 return ["documents are not finished after five minutes"]
             time.sleep(0.2)
@@ -241,14 +243,9 @@ class Trial:
         return [*found, *_not_found(http, stored)]
 
 
-def _embeds(http: httpx2.Client) -> bool:
-    """Whether documents are found by their meaning: until the model is loaded, words must do."""
-    return bool(http.get("/readyz").json()["dependencies"]["embedder"]["status"] == "ok")
-
-
 def _wait_until_it_embeds(http: httpx2.Client) -> None:
     until_s = time.monotonic() + START_S
-    while not _embeds(http) and time.monotonic() < until_s:
+    while not are_up(http, "embedder") and time.monotonic() < until_s:
         time.sleep(LOOK_S)
 
 

@@ -1,8 +1,8 @@
 """
 Upload every file of a folder, however odd, and see that each is taken or refused cleanly.
 
-    python loadtest/nasty.py --pdfs DIR --bombs                      starts an orchestrator itself
-    python loadtest/nasty.py --pdfs DIR --base-url http://HOST:8080 --pid 1234
+    python -m loadtest.nasty --pdfs DIR --bombs                      starts an orchestrator itself
+    python -m loadtest.nasty --pdfs DIR --base-url http://HOST:8080 --pid 1234
 
 `--bombs` adds files that are made to take all the time and memory of whoever reads them. Prints how
 often each outcome came, the slowest files, what a neighbour who searches meanwhile noticed, and memory
@@ -13,16 +13,13 @@ if a traceback is in the log of an orchestrator that it started.
 
 import argparse
 import contextlib
-import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +27,8 @@ import httpx2
 import psutil
 
 from loadtest.figures import percentile
+from loadtest.programs import wait_until_up
+from loadtest.stack import orchestrator
 from loadtest.upload_loop import PeakWatch
 from orchestrator.errors import DocumentError, leaves
 from tests import pdfs
@@ -37,6 +36,7 @@ from tests import pdfs
 HANG_S = 60.0
 START_S = 180.0
 SETTLE_S = 5.0
+NO_ENGINE = "http://127.0.0.1:9"
 MAX_GROWTH = 0.10
 SLOWEST = 5
 SEARCH_EVERY_S = 0.25
@@ -184,53 +184,6 @@ def report(outcomes: Sequence[Outcome], *, hang_s: float) -> None:
             )
 
 
-@contextlib.contextmanager
-def orchestrator(log: Path, *, ocr: bool) -> Iterator[tuple[str, int]]:
-    """An orchestrator of our own, without an engine: its address and process id."""
-    with (
-        log.open("wb") as output,
-        socket.create_server(("127.0.0.1", 0)) as free,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        port = free.getsockname()[1]
-        free.close()
-        environment = os.environ | {
-            "ORCHESTRATOR_PORT": str(port),
-            "ORCHESTRATOR_DATA_DIR": folder,
-            "ORCHESTRATOR_ENGINE_URL": "http://127.0.0.1:9",
-            "ORCHESTRATOR_OCR": str(ocr).lower(),
-        }
-        process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", "serve"], env=environment, stderr=output
-        )
-        try:
-            base_url = f"http://127.0.0.1:{port}"
-            wait_until_alive(base_url, process)
-            yield base_url, process.pid
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
-
-
-def wait_until_alive(base_url: str, process: subprocess.Popen[bytes]) -> None:
-    """
-    Return when the orchestrator answers, its embedder's memory included.
-
-    Raises:
-        RuntimeError: If it ends, or does not answer in time.
-    """
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError(f"the orchestrator ended with exit code {process.returncode}")
-        with contextlib.suppress(httpx2.HTTPError):
-            parts = httpx2.get(f"{base_url}/readyz").json()["dependencies"]
-            if parts["embedder"]["status"] == "ok":
-                return
-        time.sleep(0.2)
-    raise RuntimeError(f"the orchestrator does not answer within {START_S:g} s")
-
-
 def run(*, folders: Sequence[Path], base_url: str, pid: int | None, hang_s: float) -> int:
     """Upload all files, one after the other, and report; gives the exit code."""
     found = (path for folder in folders for path in folder.rglob("*"))
@@ -297,10 +250,13 @@ def main() -> int:
                 pid=options.pid,
                 hang_s=options.hang_s,
             )
-        log = Path(place) / "orchestrator.log"
-        with orchestrator(log, ocr=options.ocr) as (base_url, pid):
-            code = run(folders=folders, base_url=base_url, pid=pid, hang_s=options.hang_s)
-        tracebacks = log.read_text(errors="replace").count("Traceback")
+        settings = {"OCR": str(options.ocr).lower()}
+        with orchestrator(Path(place), NO_ENGINE, settings, ready_path="/healthz") as ours:
+            # Its memory counts, too.
+            wait_until_up(ours, "embedder", within_s=START_S)
+            pid = ours.process.pid
+            code = run(folders=folders, base_url=ours.url, pid=pid, hang_s=options.hang_s)
+        tracebacks = ours.log.read_text(errors="replace").count("Traceback")
         print(f"tracebacks in the log: {tracebacks}")
         return code or int(tracebacks > 0)
 

@@ -132,6 +132,31 @@ def running(
             program.stop()
 
 
+def wait_until_up(program: Program, *names: str, within_s: float) -> None:
+    """
+    Wait for parts that the service itself waits for no more.
+
+    Args:
+        program: A ready orchestrator.
+        names: Of the parts, as in `/readyz`.
+        within_s: Seconds that they have.
+
+    Raises:
+        NotStarted: If one is not up by then.
+    """
+    until_s = time.monotonic() + within_s
+    while not are_up(program.http, *names):
+        if time.monotonic() > until_s or program.process.poll() is not None:
+            raise NotStarted(f"{names} not up within {within_s:g} s:\n{program.tail()}")
+        time.sleep(LOOK_EVERY_S)
+
+
+def are_up(http: httpx2.Client, *names: str) -> bool:
+    """Whether these parts of an orchestrator are up, by their names in `/readyz`."""
+    parts = http.get("/readyz").json()["dependencies"]
+    return all(parts[name]["status"] == "ok" for name in names)
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on."""
     with socket.socket() as probe:

@@ -109,6 +109,7 @@ def _engine(
         gpu_memory_utilization=settings.gpu_memory_utilization,
         reserve_bytes=settings.reserve_bytes,
         embedder_bytes=settings.embedder_bytes,
+        index_bytes=settings.index_bytes,
         enforce_eager=eager,
     )
     shape = read_checkpoint(settings.model)

@@ -42,6 +42,9 @@ _CUDA_GRAPH_BYTES = 1 * GIB
 _CUDA_CONTEXT_BYTES = 512 * MIB
 """Allowance for the CUDA context and libraries of a second process on the card; not measured."""
 
+_FAISS_WORKING_BYTES = 64 * MIB
+"""What the orchestrator lets FAISS compute in, beside the vectors."""
+
 _LARGE_GPU_BYTES = 70 * GIB
 """From here on vLLM itself batches 8192 tokens, on smaller GPUs and CPUs 2048 (0.32, arg_utils)."""
 
@@ -57,6 +60,7 @@ class Goals:
         gpu_memory_utilization: Cap, as a share of a GPU's whole memory.
         reserve_bytes: Free memory to leave to others.
         embedder_bytes: What the embedder may allocate on the same card; 0 if it runs elsewhere.
+        index_bytes: What the orchestrator's vectors may take of the same card; 0 if they do not.
         memory_share: Part of the budget that may be used at all; less than 1 after an engine ran
             out of memory.
         extra_bytes: What the engine is known to take beyond the formulas.
@@ -69,6 +73,7 @@ class Goals:
     gpu_memory_utilization: float = 0.90
     reserve_bytes: int | None = None
     embedder_bytes: int = 0
+    index_bytes: int = 0
     enforce_eager: bool = True
     memory_share: float = 1.0
     extra_bytes: int = 0
@@ -90,8 +95,9 @@ class Sums:
 
     Attributes:
         embedder: The embedder's slice of the card, its CUDA context included; 0 without one.
-        budget: What the engine may take in all: what is free, less the reserve and the embedder's
-            slice, under every cap.
+        index: The same for the vectors that are searched there.
+        budget: What the engine may take in all: what is free, less the reserve and the slices,
+            under every cap.
     """
 
     weights: int
@@ -99,6 +105,7 @@ class Sums:
     runtime: int
     reserve: int
     embedder: int
+    index: int
     budget: int
 
     @property
@@ -160,15 +167,15 @@ class Plan:
             ),
             Row("engine's own", human(sums.runtime), "vLLM's processes"),
             Row("total", human(self.total_bytes), f"of a budget of {human(sums.budget)}"),
-            *self._embedder_rows,
+            *self._slices,
             Row("reserve", human(sums.reserve), "left to others"),
         )
 
     @property
-    def _embedder_rows(self) -> tuple[Row, ...]:
-        slice_bytes = self.sums.embedder
+    def _slices(self) -> tuple[Row, ...]:
         note = "its cap and its CUDA context; not the engine's"
-        return (Row("embedder", human(slice_bytes), note),) if slice_bytes else ()
+        taken = (("embedder", self.sums.embedder), ("vector index", self.sums.index))
+        return tuple(Row(what, human(size), note) for what, size in taken if size)
 
     def as_json(self) -> dict[str, Any]:
         """The plan for machines: every number in bytes or tokens, and the table's rows."""
@@ -242,32 +249,36 @@ def _sums(device: Device, shape: ModelShape, goals: Goals, *, seqs: int) -> Sums
     reserve = goals.reserve_bytes
     if reserve is None:
         reserve = GIB if device.kind == "cpu" else 512 * MIB
-    embedder = _embedder_slice(device, goals)
-    # The slice also counts when the embedder has taken it already: too little is safe.
-    caps = [device.free_bytes - reserve - embedder]
+    embedder = _slice(device, goals.embedder_bytes, "EMBEDDER")
+    index = _slice(device, goals.index_bytes, "INDEX", working_bytes=_FAISS_WORKING_BYTES)
+    # The slices also count when they have been taken already: too little is safe.
+    others = embedder + index
+    caps = [device.free_bytes - reserve - others]
     if goals.memory_limit_bytes is not None:
         caps.append(goals.memory_limit_bytes)
     if device.kind == "cuda":
-        caps.append(int(device.total_bytes * goals.gpu_memory_utilization) - embedder)
+        caps.append(int(device.total_bytes * goals.gpu_memory_utilization) - others)
     return Sums(
         weights=weights_bytes(shape),
         activations=activation_bytes(shape, max_num_batched_tokens=batched, max_num_seqs=seqs),
         runtime=_runtime_bytes(device, goals),
         reserve=reserve,
         embedder=embedder,
+        index=index,
         budget=max(0, int(min(caps) * goals.memory_share)),
     )
 
 
-def _embedder_slice(device: Device, goals: Goals) -> int:
-    if not goals.embedder_bytes:
+def _slice(device: Device, given_bytes: int, name: str, *, working_bytes: int = 0) -> int:
+    """What a part of the orchestrator takes of the card, with its CUDA context; 0 if nothing."""
+    if not given_bytes:
         return 0
     if device.kind == "cpu":
         raise ConfigurationError(
-            f"MODEL_SERVER_EMBEDDER_BYTES={goals.embedder_bytes} is a slice of a GPU, but the engine "
-            "runs on the CPU. Unset it, and ORCHESTRATOR_EMBEDDER_DEVICE too if both run there."
+            f"MODEL_SERVER_{name}_BYTES={given_bytes} is a slice of a GPU, but the engine "
+            f"runs on the CPU. Unset it, and ORCHESTRATOR_{name}_DEVICE too if both run there."
         )
-    return goals.embedder_bytes + _CUDA_CONTEXT_BYTES
+    return given_bytes + working_bytes + _CUDA_CONTEXT_BYTES
 
 
 def _runtime_bytes(device: Device, goals: Goals) -> int:
@@ -339,13 +350,14 @@ def _why_not(
         f"activations {human(sums.activations)} + engine {human(sums.runtime)} = "
         f"{human(sums.fixed + kv)}, but the budget is {human(sums.budget)} "
         f"({human(device.free_bytes)} free of {human(device.total_bytes)}, {human(sums.reserve)} "
-        f"reserved{_for_embedder(sums)}, caps applied). {human(sums.fixed + kv - sums.budget)} missing: free that much, "
+        f"reserved{_for_others(sums)}, caps applied). {human(sums.fixed + kv - sums.budget)} missing: free that much, "
         f"or raise the caps. {would}."
     )
 
 
-def _for_embedder(sums: Sums) -> str:
-    return f", {human(sums.embedder)} for the embedder" if sums.embedder else ""
+def _for_others(sums: Sums) -> str:
+    taken = (("embedder", sums.embedder), ("vector index", sums.index))
+    return "".join(f", {human(size)} for the {what}" for what, size in taken if size)
 
 
 def _is_large(device: Device) -> bool:

@@ -108,6 +108,13 @@ class Settings(BaseSettings):
         "(ORCHESTRATOR_EMBEDDER_MEMORY_BYTES); the plan leaves that much and a CUDA context to it. "
         "0: it runs on the CPU.",
     )
+    index_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="What the orchestrator's vectors may take of the same GPU, in bytes "
+        "(ORCHESTRATOR_INDEX_MEMORY_BYTES); the plan leaves that much and a CUDA context to them. "
+        "0: they are searched on the CPU.",
+    )
     enforce_eager: Literal["auto", "true", "false"] = Field(
         default="auto",
         description="true: run without compiling, which starts in half the time and answers "

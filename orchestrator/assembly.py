@@ -47,12 +47,13 @@ from orchestrator.retrieval.embedder_model import (
     bundled_embedder,
     embedding_dimension,
 )
+from orchestrator.retrieval.gpu_search import GpuSearch, why_no_gpu
 from orchestrator.retrieval.job_store import JobStore
 from orchestrator.retrieval.lexical_index import LexicalIndex
 from orchestrator.retrieval.remote_embedder import RemoteEmbedder
 from orchestrator.retrieval.reranker import Reranker
 from orchestrator.retrieval.retriever import Retriever
-from orchestrator.settings import Settings
+from orchestrator.settings import Settings, SettingsError
 from orchestrator.telemetry.loop_lag import Liveness, LoopLag
 from orchestrator.telemetry.metrics import Metrics
 
@@ -135,6 +136,7 @@ def assemble(settings: Settings) -> Components:
         wait_s=settings.index_wait_s,
         idle_s=settings.index_idle_s,
         exact_up_to=settings.exact_index_chunks,
+        gpu=_gpu_search(settings),
     )
     ingestion = IngestionPipeline(
         files=files,
@@ -316,6 +318,15 @@ def _embedder(
         request_timeout_s=settings.embedder_timeout_s,
         on_wait=on_wait,
     )
+
+
+def _gpu_search(settings: Settings) -> GpuSearch | None:
+    if settings.index_device == "cpu":
+        return None
+    device = int(settings.index_device.partition(":")[2] or 0)
+    if reason := why_no_gpu(device):
+        raise SettingsError(f"ORCHESTRATOR_INDEX_DEVICE={settings.index_device}: {reason}.")
+    return GpuSearch(device=device, memory_bytes=settings.index_memory_bytes)
 
 
 def _reranker(

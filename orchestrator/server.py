@@ -50,7 +50,13 @@ def run() -> int:
         try:
             parts = assemble(settings)
             prepare(parts)
-        except (TokenizerError, EmbedderChangedError, OrchestratorError, OSError) as exc:
+        except (
+            SettingsError,
+            TokenizerError,
+            EmbedderChangedError,
+            OrchestratorError,
+            OSError,
+        ) as exc:
             return _complain(str(exc))
         server = _Server(
             draining=Draining(create_app(parts)),

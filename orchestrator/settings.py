@@ -20,6 +20,9 @@ GIB = 1024 * MIB
 EMBEDDER_GPU_BYTES = GIB
 """What the embedder may allocate on a GPU if nothing else is said."""
 
+INDEX_GPU_BYTES = GIB
+"""What the vectors may take of a GPU if nothing else is said."""
+
 
 class SettingsError(Exception):
     """The environment holds a setting that cannot be used; the message says which and why."""
@@ -303,6 +306,19 @@ class Settings(BaseSettings):
         ge=1000,
         description="Chunks of a collection up to which every search compares every vector; beyond "
         "it vectors stand in lists, and a search finds at least 95 % of the ten exact neighbours.",
+    )
+    index_device: str = Field(
+        "cpu",
+        pattern=r"^(cpu|cuda(:\d+)?)$",
+        description="Where indexes of up to EXACT_INDEX_CHUNKS chunks are searched: cpu, cuda or "
+        "cuda:<number> (faiss-gpu). A GPU that it shares with the engine has to be told to the plan: "
+        "MODEL_SERVER_INDEX_BYTES; make run does.",
+    )
+    index_memory_bytes: int = Field(
+        INDEX_GPU_BYTES,
+        ge=128 * MIB,
+        description="Most that vectors may take of that GPU, in bytes: 8 for each number of a "
+        "vector. What does not fit is searched on the CPU. On a CPU it means nothing.",
     )
     index_idle_s: float = Field(
         3600,

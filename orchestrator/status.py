@@ -68,6 +68,7 @@ class StatusPicture:
             },
             "indexes": {
                 "vectors": parts.indexes.sizes(),
+                "gpu": parts.indexes.on_gpu(),
                 "building": {
                     name: {"vectors": done, "of": total}
                     for name, (done, total) in parts.indexes.building().items()

@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx2
 import psutil
 
+from loadtest.programs import are_up
+
 START_S = 90.0
 STOP_S = 30.0
 
@@ -129,19 +131,19 @@ def orchestrator(
         start_s=START_S,
     ) as running:
         if wait_for:
-            _wait_for(running, wait_for)
+            with httpx2.Client(base_url=running.url, trust_env=False) as http:
+                _wait_for(running, http, wait_for)
         yield running
 
 
-def _wait_for(running: Program, names: Sequence[str]) -> None:
+def _wait_for(running: Program, http: httpx2.Client, names: Sequence[str]) -> None:
     """Wait until these parts are up: the service itself does not."""
     until = time.monotonic() + START_S
     while time.monotonic() < until:
-        parts = httpx2.get(f"{running.url}/readyz", trust_env=False).json()["dependencies"]
-        if all(parts[name]["status"] == "ok" for name in names):
+        if are_up(http, *names):
             return
         time.sleep(0.05)
-    raise AssertionError(f"not up within {START_S} s: {parts}\n{running.tail()}")
+    raise AssertionError(f"{names} not up within {START_S} s:\n{running.tail()}")
 
 
 def model_server_settings(folder: Path, **changes: str) -> dict[str, str]:

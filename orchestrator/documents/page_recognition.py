@@ -21,6 +21,9 @@ from orchestrator.documents.parser_worker import (
 from orchestrator.domain import FlawedPage, Page
 from orchestrator.errors import Internal
 
+_MAYBE_NOT_THE_PAGE = frozenset({LossCause.CRASHED, LossCause.MEMORY})
+"""A process may die of something else, and pages before fill its memory, too: one more try."""
+
 RECOGNISED = "was read by OCR."
 """How the flaw of a page ends that was read from its picture."""
 
@@ -141,7 +144,7 @@ class DocumentRecognition:
             return FlawedPage(page.number, "", reason)
         self._read += 1
         try:
-            text = await self._recogniser.read(self._path, page.number)
+            text = await self._text(page.number)
         except (WorkerLost, Internal) as exc:
             # A process that does not start costs the picture, too, and never the document.
             self._lost += 1
@@ -149,3 +152,11 @@ class DocumentRecognition:
             reason = f"Page {page.number} is a picture on which OCR failed ({why})."
             return FlawedPage(page.number, "", reason)
         return FlawedPage(page.number, text, f"Page {page.number} {RECOGNISED}") if text else page
+
+    async def _text(self, number: int) -> str:
+        try:
+            return await self._recogniser.read(self._path, number)
+        except WorkerLost as exc:
+            if exc.cause not in _MAYBE_NOT_THE_PAGE:
+                raise
+        return await self._recogniser.read(self._path, number)

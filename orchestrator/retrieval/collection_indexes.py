@@ -13,13 +13,16 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from orchestrator.domain import Change, Embeddings
 from orchestrator.errors import IndexNotReady, StoreUnavailable
+from orchestrator.retrieval import index_snapshots
 from orchestrator.retrieval.arrays import Ids, Scores, Vector
 from orchestrator.retrieval.document_store import DocumentStore
+from orchestrator.retrieval.gpu_search import GpuSearch
 from orchestrator.retrieval.vector_index import VectorIndex, training_size
 
 READ_BATCH = 10_000
@@ -64,6 +67,7 @@ class CollectionIndexes:
         wait_s: Longest that a search waits for an index that is not in memory, in seconds.
         idle_s: Seconds without a search after which an index is let go.
         exact_up_to: Vectors beyond which an index is not exact any more.
+        gpu: Where exact indexes are searched, as far as they fit there.
         clock: Monotonic seconds.
     """
 
@@ -76,6 +80,7 @@ class CollectionIndexes:
         wait_s: float = 0.5,
         idle_s: float = 3600.0,
         exact_up_to: int = 100_000,
+        gpu: GpuSearch | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
@@ -84,6 +89,7 @@ class CollectionIndexes:
         self._wait_s = wait_s
         self._idle_s = idle_s
         self.exact_up_to = exact_up_to
+        self._gpu = gpu
         self._clock = clock
         self._slots: dict[str, _Slot] = {}
         self._slots_lock = threading.Lock()
@@ -210,6 +216,10 @@ class CollectionIndexes:
             if (index := slot.index) is not None
         }
 
+    def on_gpu(self) -> dict[str, Any] | None:
+        """What `/status` shows of the GPU that searches; None without one."""
+        return None if self._gpu is None else self._gpu.state()
+
     def building(self) -> dict[str, tuple[int, int]]:
         """Of each index that is being loaded or rebuilt: vectors that are there, and all of them."""
         return {
@@ -276,7 +286,10 @@ class CollectionIndexes:
 
     def _loaded(self, collection: str, generation: int) -> VectorIndex | None:
         index = VectorIndex.load(
-            self._path(collection), dimension=self._dimension, generation=generation
+            self._path(collection),
+            dimension=self._dimension,
+            generation=generation,
+            gpu=self._gpu,
         )
         right = index is not None and index.fits(exact_up_to=self.exact_up_to)
         return index if right else None
@@ -285,7 +298,7 @@ class CollectionIndexes:
         """An index of all vectors in the store, of the kind that their number asks for."""
         ids = self._store.chunk_ids(collection=collection)
         if len(ids) <= self.exact_up_to:
-            index = VectorIndex(dimension=self._dimension)
+            index = VectorIndex(dimension=self._dimension, gpu=self._gpu)
             self._read_on(collection, slot, index)
             return index
         step = max(1, len(ids) // training_size(len(ids)))
@@ -341,7 +354,7 @@ class CollectionIndexes:
                 return
             slot.index = None
         if change.removed and not self._store.count_chunks(collection):
-            VectorIndex.forget(self._path(collection))
+            index_snapshots.forget(self._path(collection))
             slot.saved_generation = -1
 
     def _save(self, collection: str, slot: _Slot) -> bool:

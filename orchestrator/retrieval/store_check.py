@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from orchestrator.domain import DocumentId, DocumentStatus
+from orchestrator.retrieval import index_snapshots
 from orchestrator.retrieval.database import Database
 from orchestrator.retrieval.rows import begin_job, next_generation, seq_of
-from orchestrator.retrieval.vector_index import VectorIndex
 
 UNIT_TOLERANCE = 1e-3
 """How far a vector's length may be from 1: they are computed in bfloat16 and normed in float32."""
@@ -87,8 +87,8 @@ class StoreCheck:
             db.execute("DELETE FROM chunks WHERE document_seq NOT IN (SELECT seq FROM documents)")
             db.execute("DELETE FROM pages WHERE document_seq NOT IN (SELECT seq FROM documents)")
             db.execute("INSERT INTO chunks_fts (chunks_fts) VALUES ('rebuild')")
-        for base in VectorIndex.torn(self._indexes):
-            VectorIndex.forget(base)
+        for base in index_snapshots.torn(self._indexes):
+            index_snapshots.forget(base)
         return left
 
     def _read_again(self, document_id: DocumentId) -> None:
@@ -121,7 +121,7 @@ class StoreCheck:
                 yield Finding(f"{path.name} belongs to no document.", "removed at the next start")
 
     def _snapshots(self) -> Iterator[Finding]:
-        for base in VectorIndex.torn(self._indexes):
+        for base in index_snapshots.torn(self._indexes):
             what = f"the snapshot {base.name} of a vector index is torn or damaged."
             yield Finding(what, "the index is built anew from the store")
 

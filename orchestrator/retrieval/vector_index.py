@@ -5,16 +5,11 @@ Exact as long as that is fast; beyond it vectors stand in lists around centroids
 `IndexIVFFlat`), and a search looks into the nearest few: as many as it takes to find `RECALL` of what
 an exact search finds, measured on the very vectors.
 
-The only module that knows FAISS. A snapshot is two files: the index, and a manifest with its
-checksum and the generation of the chunks in it, which is in the index file's name, too: until the
-manifest names the new one, the old one is whole. Whatever is torn, missing or out of date is not
-loaded: the caller rebuilds from the document store.
+With a GPU, a copy of an exact index's vectors answers there. A snapshot on disk is used if it is of
+the generation that the document store is at; otherwise the caller rebuilds.
 """
 
-import hashlib
-import json
 import math
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +20,9 @@ import faiss
 import numpy as np
 
 from orchestrator.domain import Embeddings
+from orchestrator.retrieval import index_snapshots
 from orchestrator.retrieval.arrays import Ids, Scores, Vector
+from orchestrator.retrieval.gpu_search import GpuCopy, GpuSearch
 
 RECALL = 0.97
 """Share of the ten exact neighbours that a search in lists has to find when its width is chosen."""
@@ -97,12 +94,21 @@ class VectorIndex:
         dimension: Length of a vector.
         sample: (m, d) float32; given, vectors stand in lists whose centroids are learnt from these.
         expected: How many vectors there will be; with `sample` only.
+        gpu: Where an exact index is searched if it fits there and no ids are selected.
     """
 
     def __init__(
-        self, *, dimension: int, sample: Embeddings | None = None, expected: int = 0
+        self,
+        *,
+        dimension: int,
+        sample: Embeddings | None = None,
+        expected: int = 0,
+        gpu: GpuSearch | None = None,
     ) -> None:
         self.dimension = dimension
+        self._gpu = gpu
+        self._copy: GpuCopy | None = None
+        self._copying = threading.Lock()
         self._lock = _ReadWriteLock()
         # Any: FAISS's own stubs describe the C++ signatures, not those that Python callers have.
         self._index: Any
@@ -206,6 +212,10 @@ class VectorIndex:
             k = min(k, len(self))
             if k < 1 or (allowed is not None and not allowed.size):
                 return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+            if allowed is None and (copied := self._copied()) is not None:
+                found_there = copied.search(query, k)
+                if found_there is not None:
+                    return found_there
             # Per thread, not per process: OpenMP keeps this setting for each caller. One question
             # gains nothing from more threads, and they would be taken from the embedder.
             faiss.omp_set_num_threads(1)
@@ -226,68 +236,35 @@ class VectorIndex:
         Raises:
             OSError: If the disk does not take it; the snapshot before it stays.
         """
-        base.parent.mkdir(parents=True, exist_ok=True)
-        data = _data(base, generation)
-        temporary = data.with_suffix(".tmp")
-        with self._lock.reading():
+
+        def write(path: Path) -> None:
             try:
-                faiss.write_index(self._index, str(temporary))
+                with self._lock.reading():
+                    faiss.write_index(self._index, str(path))
             except RuntimeError as exc:  # how FAISS tells of a full disk
-                temporary.unlink(missing_ok=True)
-                raise OSError(f"the snapshot {temporary.name} could not be written") from exc
-            count = len(self)
-        manifest = {
-            "sha256": _sha256(temporary),
-            "generation": generation,
-            "dimension": self.dimension,
-            "count": count,
-        }
-        _replace(temporary, data)
-        manifest_temporary = _manifest(base).with_suffix(".json.tmp")
-        manifest_temporary.write_text(json.dumps(manifest), encoding="utf-8")
-        _replace(manifest_temporary, _manifest(base))
-        _remove_others(base, keep={data, _manifest(base)})
+                raise OSError(f"the snapshot {path.name} could not be written") from exc
+
+        facts = {"dimension": self.dimension, "count": len(self)}
+        index_snapshots.write(base, generation=generation, facts=facts, write_data=write)
 
     @classmethod
-    def load(cls, base: Path, *, dimension: int, generation: int) -> "VectorIndex | None":
+    def load(
+        cls, base: Path, *, dimension: int, generation: int, gpu: GpuSearch | None = None
+    ) -> "VectorIndex | None":
         """The snapshot, or None if it is missing, torn, damaged or of another generation."""
-        manifest = _read_manifest(base)
-        wanted = {"generation": generation, "dimension": dimension}
-        if manifest is None or wanted.items() - manifest.items():
+        facts = {"dimension": dimension}
+        data = index_snapshots.find(base, generation=generation, facts=facts)
+        if data is None:
             return None
-        data = _data(base, generation)
         try:
-            if manifest.get("sha256") != _sha256(data):
-                return None
             index = faiss.read_index(str(data))
         except (OSError, RuntimeError):
             return None
-        loaded = cls(dimension=dimension)
+        loaded = cls(dimension=dimension, gpu=gpu)
         loaded._index = index
         loaded._peak = len(loaded)
         loaded._largest = int(loaded._ids().max(initial=-1))
         return loaded
-
-    @staticmethod
-    def torn(folder: Path) -> list[Path]:
-        """The snapshots in a folder, by their base, whose manifest and index file do not agree."""
-        found = []
-        for path in sorted(folder.glob("*.json")):
-            base = path.with_suffix("")
-            manifest = _read_manifest(base) or {}
-            try:
-                whole = manifest.get("sha256") == _sha256(_data(base, manifest.get("generation")))
-            except OSError:
-                whole = False
-            if not whole:
-                found.append(base)
-        return found
-
-    @staticmethod
-    def forget(base: Path) -> None:
-        """Remove a snapshot, if there is one."""
-        _manifest(base).unlink(missing_ok=True)
-        _remove_others(base, keep=set())
 
     def _add(self, ids: Ids, embeddings: Embeddings) -> None:
         # Ids grow: nearly always all of them are new, and nobody has to look.
@@ -297,15 +274,31 @@ class VectorIndex:
             new = ~np.isin(ids, self._ids())
         if new.any():
             self._index.add_with_ids(np.ascontiguousarray(embeddings[new]), ids[new])
+            if self._copy is not None and not self._copy.add(ids[new], embeddings[new]):
+                self._copy = None
             self._largest = max(self._largest, int(ids.max()))
         self._peak = max(self._peak, len(self))
 
     def _remove(self, ids: Ids) -> None:
         self._index.remove_ids(np.ascontiguousarray(ids, dtype=np.int64))
+        if self._copy is not None and not self._copy.remove(ids):
+            self._copy = None
         # FAISS keeps the room of what was removed; a copy takes only what it needs.
         if self._peak >= _MIN_SHRINK and 2 * len(self) <= self._peak:
             self._index = faiss.clone_index(self._index)
             self._peak = len(self)
+
+    def _copied(self) -> GpuCopy | None:
+        """The copy on the GPU; made by the first search that could use it. Under the lock."""
+        if self._gpu is None or self._copy is not None or not self.exact:
+            return self._copy
+        with self._copying:
+            if self._copy is None and self._gpu.has_room(len(self), self.dimension):
+                flat: Any = faiss.downcast_index(self._index.index)
+                rows = faiss.vector_to_array(flat.codes)
+                vectors = rows.view(np.float32).reshape(-1, self.dimension)
+                self._copy = self._gpu.copy(self._ids(), vectors)
+            return self._copy
 
     def _ids(self) -> Ids:
         if self.exact:
@@ -338,43 +331,3 @@ def _within(lists: int, **options: Any) -> Any:
     """Search parameters for the nearest so many lists."""
     parameters: Any = faiss.SearchParametersIVF
     return parameters(nprobe=lists, **options)
-
-
-def _manifest(base: Path) -> Path:
-    return base.with_name(f"{base.name}.json")
-
-
-def _data(base: Path, generation: object) -> Path:
-    return base.with_name(f"{base.name}.{generation}.faiss")
-
-
-def _read_manifest(base: Path) -> dict[str, Any] | None:
-    try:
-        manifest = json.loads(_manifest(base).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest if isinstance(manifest, dict) else None
-
-
-def _remove_others(base: Path, *, keep: set[Path]) -> None:
-    """Remove what earlier snapshots of the same index, whole or half written, have left."""
-    for path in base.parent.glob(f"{base.name}.*"):
-        if path not in keep:
-            path.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    """Put a file in the place of another, for good: contents and name are on disk afterwards."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -1,6 +1,8 @@
 """Pages that are pictures, read by the real models in the real sandbox."""
 
 import asyncio
+import os
+import signal
 
 import httpx2
 import psutil
@@ -80,6 +82,27 @@ async def test_a_picture_that_takes_too_much_costs_its_page(scan):
     assert [page.text for page in pages] == ["", ""]
     assert all("OCR failed" in page.reason for page in pages)
     assert losses == ["cpu", "cpu"]
+
+
+async def test_a_process_that_is_killed_costs_no_page(scan):
+    """It may have died of anything: the page is read once more, by a new one."""
+    losses = []
+    limits = OcrLimits(memory_bytes=2 * GIB, cpu_s_per_page=60.0, max_pages=10)
+    sandbox = ParserSandbox(limits=SandboxLimits(), ocr=limits, on_loss=losses.append)
+    await sandbox.start()
+    try:
+        idle = set(sandbox.pids)
+        reading = sandbox.pages(scan, total=2)
+        texts = [(await anext(reading)).text]
+        second = asyncio.ensure_future(anext(reading))
+        await asyncio.sleep(0.2)
+        (worker,) = set(sandbox.pids) - idle
+        os.kill(worker, signal.SIGKILL)
+        texts.append((await second).text)
+    finally:
+        await sandbox.aclose()
+    assert texts == PAGES
+    assert losses == ["memory"]  # the kernel sends -9 to whom it takes memory from
 
 
 async def test_a_process_that_does_not_start_costs_the_pictures_alone(scan):

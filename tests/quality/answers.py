@@ -31,6 +31,7 @@ from loadtest.programs import commit, machine
 from loadtest.stack import orchestrator, simulator, vllm
 from orchestrator.documents.pdf import inspect, read_pages
 from orchestrator.generation.prompt import NOTHING_RELEVANT
+from tests.quality.evaluate import read_questions
 
 CLIENTS = 4
 MAX_TOKENS = 96
@@ -147,12 +148,6 @@ def table(counted: dict[str, tuple[int, int]]) -> str:
     return "\n".join(lines)
 
 
-def read_questions(path: Path) -> list[dict[str, Any]]:
-    """Those whose answer stands in the text of a PDF, and those without an answer."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [r for r in rows if r.get("text_gold", True) or r.get("answerable") is False]
-
-
 def upload(http: httpx2.Client, path: Path) -> str | None:
     """The document's id; None if it cannot be read."""
     response = http.post(
@@ -215,7 +210,7 @@ def main() -> int:
     parser.add_argument("--engine", choices=["vllm", "simulator"], default="vllm")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = read_questions(options.questions)
+    rows = read_questions(options.questions, without_answer=True)
     with tempfile.TemporaryDirectory() as folder, running(options.engine, Path(folder)) as http:
         checked = ask_all(http, options.pdfs, rows)
     counted = figures(checked)

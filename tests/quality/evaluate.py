@@ -202,10 +202,14 @@ def figures(ranks: Sequence[int]) -> dict[str, float]:
     return hits | {"mrr": float(reciprocal.mean())}
 
 
-def read_questions(path: Path) -> list[dict[str, Any]]:
-    """The questions whose answer stands in the text of a PDF."""
+def read_questions(path: Path, *, without_answer: bool = False) -> list[dict[str, Any]]:
+    """The questions whose answer stands in the text of a PDF; with those that have none, if asked."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if row.get("text_gold", True)]
+    return [
+        row
+        for row in rows
+        if row.get("text_gold", True) or (without_answer and row.get("answerable") is False)
+    ]
 
 
 async def ask(questions: Iterable[dict[str, Any]], embedder: Embedder) -> list[Asked]:

@@ -31,5 +31,7 @@ def test_only_questions_that_text_can_answer_count(tmp_path):
     """`text_gold: false` is left out; a file without the field counts whole."""
     file = tmp_path / "questions.jsonl"
     rows = [{"id": 1, "text_gold": True}, {"id": 2, "text_gold": False}, {"id": 3}]
+    rows += [{"id": 4, "text_gold": False, "answerable": False}]
     file.write_text("\n".join(json.dumps(row) for row in rows))
     assert [row["id"] for row in read_questions(file)] == [1, 3]
+    assert [row["id"] for row in read_questions(file, without_answer=True)] == [1, 3, 4]

@@ -406,19 +406,20 @@ def test_the_orchestrator_knows_model_servers_key():
     assert told(options(ENGINE_URL="http://gpu-box:8000")) is None
 
 
-def test_the_plan_knows_what_the_embedder_takes_of_the_card():
-    """On a GPU its cap is told to model_server, unless that was told something else."""
+@pytest.mark.parametrize("part", ["EMBEDDER", "INDEX"])
+def test_the_plan_knows_what_the_orchestrator_takes_of_the_card(part):
+    """On a GPU its caps are told to model_server, unless that was told something else."""
 
     def told(**environ):
         programs = options().programs(model=Path("/m"), embedder=None, environ=environ)
-        return programs[0].environment.get("MODEL_SERVER_EMBEDDER_BYTES")
+        return programs[0].environment.get(f"MODEL_SERVER_{part}_BYTES")
 
     assert told() is None
-    assert told(ORCHESTRATOR_EMBEDDER_DEVICE="cpu") is None
-    assert told(ORCHESTRATOR_EMBEDDER_DEVICE="cuda") == str(1 << 30)
-    cuda = {"ORCHESTRATOR_EMBEDDER_DEVICE": "cuda:1"}
-    assert told(**cuda, ORCHESTRATOR_EMBEDDER_MEMORY_BYTES="300000000") == "300000000"
-    assert told(**cuda, MODEL_SERVER_EMBEDDER_BYTES="7") == "7"
+    assert told(**{f"ORCHESTRATOR_{part}_DEVICE": "cpu"}) is None
+    assert told(**{f"ORCHESTRATOR_{part}_DEVICE": "cuda"}) == str(1 << 30)
+    cuda = {f"ORCHESTRATOR_{part}_DEVICE": "cuda:1"}
+    assert told(**cuda, **{f"ORCHESTRATOR_{part}_MEMORY_BYTES": "300000000"}) == "300000000"
+    assert told(**cuda, **{f"MODEL_SERVER_{part}_BYTES": "7"}) == "7"
 
 
 def test_every_variable_of_the_contract_is_a_setting():

@@ -42,12 +42,18 @@ shapes = st.builds(
 ) | st.sampled_from(list(PUBLIC_MODELS.values()))
 
 
-@given(device=devices, shape=shapes, goals=goals, embedder=st.just(0) | st.integers(1, 8 * GIB))
-def test_a_plan_is_never_over_budget_and_holds_one_full_sequence(device, shape, goals, embedder):
+slices = st.just(0) | st.integers(1, 8 * GIB)
+
+
+@given(device=devices, shape=shapes, goals=goals, embedder=slices, index=slices)
+def test_a_plan_is_never_over_budget_and_holds_one_full_sequence(
+    device, shape, goals, embedder, index
+):
     """Whatever is asked, a plan keeps under every cap, leaves to others what is theirs, and can serve."""
     if device.kind == "cpu":
-        embedder = 0  # a wrong setting has its own test
-    goals = replace(goals, embedder_bytes=embedder)
+        embedder = index = 0  # a wrong setting has its own test
+    goals = replace(goals, embedder_bytes=embedder, index_bytes=index)
+    others = embedder + index
     assume((goals.max_model_len or 0) <= shape.max_position)  # a wrong setting has its own test
     try:
         plan = make_plan(device=device, shape=shape, goals=goals)
@@ -56,10 +62,10 @@ def test_a_plan_is_never_over_budget_and_holds_one_full_sequence(device, shape, 
     taken = taken_bytes(plan)
     assert plan.total_bytes == taken, "a part is missing from the planner's sum, or there twice"
     assert plan.sums.runtime >= GIB, "vLLM's own processes were forgotten"
-    assert taken <= device.free_bytes - plan.sums.reserve - embedder
+    assert taken <= device.free_bytes - plan.sums.reserve - others
     assert taken <= (goals.memory_limit_bytes or taken)
     if device.kind == "cuda":
-        assert taken + embedder <= device.total_bytes * goals.gpu_memory_utilization
+        assert taken + others <= device.total_bytes * goals.gpu_memory_utilization
         assert plan.gpu_memory_utilization * device.total_bytes <= device.free_bytes
     assert plan.kv_tokens >= plan.max_model_len
     assert plan.kv_tokens % block_tokens(device) == 0
@@ -114,10 +120,22 @@ def test_the_embedders_slice_of_a_gpu_is_its_own():
         make_plan(device=make_gpu(6 * GIB), shape=make_shape(), goals=Goals(embedder_bytes=4 * GIB))
 
 
-def test_a_cpu_has_no_slice_for_an_embedder():
+def test_vectors_on_the_card_have_a_slice_beside_the_embedders():
+    """Both are left out of the engine's budget, each with its CUDA context."""
+    goals = Goals(embedder_bytes=GIB, index_bytes=2 * GIB)
+    both = make_plan(device=make_gpu(), shape=make_shape(), goals=goals)
+    alone = make_plan(device=make_gpu(), shape=make_shape(), goals=Goals())
+    assert both.sums.index > 2 * GIB
+    assert alone.sums.budget - both.sums.budget == both.sums.embedder + both.sums.index
+    assert [row.value for row in both.lines if row.what == "vector index"] == ["2.56 GiB"]
+
+
+@pytest.mark.parametrize("part", ["embedder", "index"])
+def test_a_cpu_has_no_slice_for_the_orchestrator(part):
     """It is a mistake that says what to unset."""
-    with pytest.raises(ConfigurationError, match="Unset it, and ORCHESTRATOR_EMBEDDER_DEVICE"):
-        make_plan(device=make_cpu(), shape=make_shape(), goals=Goals(embedder_bytes=GIB))
+    goals = Goals(**{f"{part}_bytes": GIB})
+    with pytest.raises(ConfigurationError, match=f"Unset it, and ORCHESTRATOR_{part.upper()}_DEV"):
+        make_plan(device=make_cpu(), shape=make_shape(), goals=goals)
 
 
 def test_a_gpu_without_bfloat16_serves_float16():

@@ -9,6 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
+from orchestrator.retrieval import index_snapshots
 from orchestrator.retrieval.vector_index import VectorIndex
 
 DIMENSION = 16
@@ -210,7 +211,7 @@ def test_a_damaged_snapshot_is_not_used(filled, tmp_path, damage):
     """Torn, changed or half missing: nothing is loaded, nothing is raised."""
     base = tmp_path / "x"
     filled.save(base, generation=3)
-    assert VectorIndex.torn(tmp_path) == []
+    assert index_snapshots.torn(tmp_path) == []
     damage(tmp_path / "x.3.faiss")
     assert VectorIndex.load(base, dimension=DIMENSION, generation=3) is None
 
@@ -221,7 +222,7 @@ def test_a_damaged_snapshot_is_found(filled, tmp_path, damage):
     filled.save(tmp_path / "x", generation=3)
     filled.save(tmp_path / "y", generation=1)
     damage(tmp_path / "x.3.faiss")
-    assert VectorIndex.torn(tmp_path) == [tmp_path / "x"]
+    assert index_snapshots.torn(tmp_path) == [tmp_path / "x"]
 
 
 def test_the_old_snapshot_holds_until_the_new_one_is_named(filled, tmp_path, monkeypatch):
@@ -244,7 +245,7 @@ def test_the_old_snapshot_holds_until_the_new_one_is_named(filled, tmp_path, mon
                 filled.save(base, generation=4)
         loaded = VectorIndex.load(base, dimension=DIMENSION, generation=4 if allowed == 2 else 3)
         assert len(loaded) == 100
-        assert VectorIndex.torn(tmp_path) == []
+        assert index_snapshots.torn(tmp_path) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.4.faiss", "x.json"]
 
 
@@ -254,7 +255,7 @@ def test_a_snapshot_of_another_generation_or_dimension_is_not_used(filled, tmp_p
     filled.save(path, generation=3)
     assert VectorIndex.load(path, dimension=DIMENSION, generation=4) is None
     assert VectorIndex.load(path, dimension=8, generation=3) is None
-    VectorIndex.forget(path)
+    index_snapshots.forget(path)
     assert not list(tmp_path.iterdir())
 
 
