@@ -373,7 +373,8 @@ class Settings(BaseSettings):
     embedder_batch: int = Field(
         16,
         ge=1,
-        description="Chunks embedded together; lower lets a question overtake an upload sooner.",
+        description="Chunks that each thread of the embedder computes at once; lower lets a question "
+        "overtake an upload sooner.",
     )
     embedder_timeout_s: float = Field(
         60,

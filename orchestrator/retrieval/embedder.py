@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 _MAX_FAILED_STARTS = 5
 _BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+_MAX_PARALLEL = 16
+"""Batches that the child computes side by side; beyond that Python itself is what they wait for."""
 _SILENT_SHARE = 0.5
 """Of a question's time: a child that was silent for so much of it at a stretch is at fault."""
 
@@ -59,7 +61,8 @@ class Embedder:
     Args:
         model: Folder of a sentence-transformers model.
         threads: CPU threads of the child.
-        max_batch: Texts that the child computes at once; the longest that a question waits for.
+        max_batch: Texts that a thread of the child computes at once, or a GPU; the longest that a
+            question waits for.
         max_queued: Requests that may wait in a lane.
         start_timeout_s: Longest that loading the model may take, in seconds.
         request_timeout_s: Silence after which the child counts as hung, in seconds.
@@ -90,13 +93,16 @@ class Embedder:
         on_wait: Callable[[str, float], None] = lambda _lane, _wait_s: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        # A GPU takes a batch whole, and so does a cross-encoder: it has one question's pairs.
+        parallel = min(threads, _MAX_PARALLEL) if device == "cpu" and not cross_encoder else 1
+        self._max_batch = max_batch * parallel
         self._command = command or (
             *(sys.executable, "-m", "orchestrator.retrieval.embedder_process"),
             *("--model", str(model), "--threads", str(threads), "--device", device),
-            *("--max-batch", str(max_batch), "--gpu-memory-bytes", str(gpu_memory_bytes)),
+            *("--parallel", str(parallel)),
+            *("--max-batch", str(self._max_batch), "--gpu-memory-bytes", str(gpu_memory_bytes)),
             *(["--cross-encoder"] if cross_encoder else []),
         )
-        self._max_batch = max_batch
         self._max_queued = max_queued
         self._start_timeout_s = start_timeout_s
         self._request_timeout_s = request_timeout_s

@@ -52,7 +52,7 @@ def anyio_backend():
 
 @pytest.fixture(scope="module")
 async def embedder():
-    embedder = Embedder(model=bundled_embedder(), threads=1, max_batch=4)
+    embedder = Embedder(model=bundled_embedder(), threads=2, max_batch=2)
     await embedder.start()
     yield embedder
     await embedder.aclose()

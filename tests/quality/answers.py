@@ -36,6 +36,8 @@ from tests.quality.evaluate import read_questions
 CLIENTS = 4
 MAX_TOKENS = 96
 TIMEOUT_S = 600.0
+SETTINGS = {"REQUEST_TIMEOUT_S": str(TIMEOUT_S), "OCR": "false"}
+"""Pages that are pictures have no question here whose answer is text."""
 MAX_PAGE_CHARS = 400_000
 MIN_LITERAL_CHARS = 3
 """Shorter answers ("5", "no") stand everywhere."""
@@ -198,7 +200,7 @@ def running(engine: str, folder: Path) -> Iterator[httpx2.Client]:
     with ExitStack() as on:
         start = vllm(folder, {}) if engine == "vllm" else simulator(folder)
         _, url = on.enter_context(start)
-        ours = on.enter_context(orchestrator(folder, url, {"REQUEST_TIMEOUT_S": str(TIMEOUT_S)}))
+        ours = on.enter_context(orchestrator(folder, url, SETTINGS))
         yield on.enter_context(httpx2.Client(base_url=ours.url, timeout=TIMEOUT_S, trust_env=False))
 
 

@@ -1,6 +1,8 @@
 """The embedder's own process: its wire, and which arithmetic it chooses."""
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,10 +28,8 @@ class FakeModel:
     def __init__(self):
         self.used = []
 
-    def use_threads(self, wanted):
-        self.used.append(wanted)
-
-    def embed(self, texts):
+    def embed(self, texts, *, threads=None):
+        self.used.append(threads)
         if "bad" in texts:
             raise RuntimeError("something about the text")
         return np.array([[1.0, len(text)] for text in texts], dtype=np.float32)
@@ -122,6 +122,7 @@ class SmallModel(Model):
 
     def __init__(self):
         self._torch, _ = make_torch(cards=1)
+        self._parallel = 1
         self.batches = []
 
     def _embed(self, texts):
@@ -139,3 +140,37 @@ def test_a_batch_that_does_not_fit_the_card_is_halved():
     assert model.batches == [["a", "bc"], ["def"], ["ghij", "klmno"]]
     with pytest.raises(MemoryError):
         model.embed(["a", "long"])
+
+
+class TwoAtATime(Model):
+    """One whose batches are computed in two parts, which wait for each other."""
+
+    dimension = 1
+
+    def __init__(self):
+        self._torch, _ = make_torch(cards=0)
+        self._parallel = 2
+        self._parts = ThreadPoolExecutor(2)
+        self._both = threading.Barrier(2)
+        self.batches = []
+
+    def _embed(self, texts):
+        self._both.wait(5)
+        self.batches.append(list(texts))
+        return np.array([[float(len(text))] for text in texts], dtype=np.float32)
+
+
+def test_a_batch_is_computed_in_parts_side_by_side():
+    """Dealt out, so that all take as long, and put together in order."""
+    model = TwoAtATime()
+    texts = ["vwxyz", "ghij", "def", "bc", "a"]
+    assert model.embed(texts)[:, 0].tolist() == [5.0, 4.0, 3.0, 2.0, 1.0]
+    assert sorted(model.batches) == [["ghij", "bc"], ["vwxyz", "def", "a"]]
+
+
+def test_a_question_is_not_divided():
+    """It takes one thread, though there were two."""
+    model = TwoAtATime()
+    model._both = threading.Barrier(1)
+    assert model.embed(["a", "bc"], threads=1)[:, 0].tolist() == [1.0, 2.0]
+    assert model.batches == [["a", "bc"]]
