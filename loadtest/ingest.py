@@ -34,7 +34,7 @@ import httpx2
 
 from loadtest.figures import percentile
 from loadtest.programs import ROOT, commit, machine, wait_until_up
-from loadtest.stack import orchestrator, simulator
+from loadtest.stack import H100_LIKE, orchestrator, simulator
 from loadtest.upload_loop import disk_bytes
 from orchestrator.domain import Chunk
 from orchestrator.retrieval.embedder_model import bundled_embedder, embedding_text
@@ -201,7 +201,7 @@ def measure(
 ) -> dict[str, Any]:
     """The parts asked for, each with a fresh orchestrator."""
     report: dict[str, Any] = {"machine": machine(), "commit": commit()}
-    with simulator(folder) as (_, engine_url):
+    with simulator(folder, H100_LIKE) as (_, engine_url):
         place = folder / "run"
         if "speed" in parts:
             runs = []

@@ -28,7 +28,7 @@ from loadtest.bench import LOADS_X, Bench, Result
 from loadtest.client_rules import ClientRules
 from loadtest.programs import commit, machine
 from loadtest.scenarios import IN_ALL, SCENARIOS, Check, goodput, health
-from loadtest.stack import Stack, stack
+from loadtest.stack import H100_LIKE, Stack, stack
 
 SEED = 20260701
 SIMULATOR_CLIENTS = 160
@@ -42,7 +42,6 @@ as there their sum alone differs by 5 % from run to run.
 STALE_S = 600.0
 """A machine that others share is not as fast ten minutes later: then the capacity is measured anew."""
 OPEN_FILES = 20_000
-SIMULATOR = ("--profile", "h100-8b", "--stream-interval", "8")
 
 
 def main() -> int:
@@ -56,7 +55,7 @@ def main() -> int:
         stack(
             options.engine,
             Path(folder),
-            simulator_options=[*SIMULATOR, *options.simulator],
+            simulator_options=[*H100_LIKE, *options.simulator],
             settings=[tuple(text.split("=", 1)) for text in options.set],
         ) as running,
         ProcessPoolExecutor(1, mp_context=spawn) as generator,

@@ -27,9 +27,8 @@ import httpx2
 
 from loadtest import corpus
 from loadtest.figures import percentile
-from loadtest.overload import SIMULATOR
 from loadtest.programs import commit, machine
-from loadtest.stack import stack
+from loadtest.stack import H100_LIKE, stack
 from tests.pdfs import HANDBOOK_QUESTIONS
 
 ATTACKERS = 10
@@ -158,7 +157,7 @@ def _url(options: argparse.Namespace) -> Iterator[str]:
         return
     with (
         tempfile.TemporaryDirectory() as folder,
-        stack(options.engine, Path(folder), simulator_options=SIMULATOR) as running,
+        stack(options.engine, Path(folder), simulator_options=H100_LIKE) as running,
     ):
         yield running.orchestrator.url
 

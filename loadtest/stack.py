@@ -20,6 +20,8 @@ from model_server.planner import DEFAULT_NUM_SEQS
 
 EngineName = Literal["simulator", "vllm"]
 
+H100_LIKE = ("--profile", "h100-8b", "--stream-interval", "8")
+"""Arguments of the simulator: a large engine, that no test of these two cores can fill by itself."""
 ENGINE_START_S = 400.0
 ORCHESTRATOR_START_S = 120.0
 SETTLE_S = 5.0

@@ -113,6 +113,15 @@ async def test_rows_come_in_the_order_of_the_texts(embedder, tmp_path):
     assert (await embedder.embed_query("query")).tolist() == [5.0]
 
 
+async def test_while_questions_come_passages_go_in_smaller_batches(embedder, tmp_path, clock):
+    """So that a question waits for less; whole batches again once nobody has asked for a while."""
+    await embedder.embed_query("q")
+    await embedder.embed_passages(["p1", "p2"])
+    clock[0] += 10.0
+    await embedder.embed_passages(["p1", "p2"])
+    assert log(tmp_path) == ["q", "p1", "p2", "p1|p2"]
+
+
 async def test_a_question_overtakes_passages(embedder, tmp_path):
     """Whatever ingestion has waiting, a question is next."""
     first = asyncio.create_task(embedder.embed_passages(["wait", "x"]))
