@@ -301,9 +301,11 @@ def test_two_variables_cannot_share_a_port():
 
 def test_too_little_memory_is_said_with_a_way_out():
     """The line has what is there, what is needed, and what to do."""
-    preflight.check_memory(3 * GIB)
-    with pytest.raises(preflight.PreflightError, match=r"2\.5 GiB available, 3 GiB .*ENGINE_URL="):
-        preflight.check_memory(int(2.5 * GIB))
+    preflight.check_memory(int(3.5 * GIB))
+    with pytest.raises(
+        preflight.PreflightError, match=r"3\.4 GiB available, 3\.5 GiB .*ENGINE_URL="
+    ):
+        preflight.check_memory(int(3.4 * GIB))
 
 
 def test_a_container_limit_counts_as_memory(tmp_path):
