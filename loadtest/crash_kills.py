@@ -228,7 +228,9 @@ class Trial:
             d["status"] not in TERMINAL for d in stored.values()
         ):
             if time.monotonic() > until_s:
-                return ["documents are not finished after five minutes"]
+                return [
+                    f"documents are not finished after five minutes: {_what_stands(http, stored)}"
+                ]
             time.sleep(0.2)
             stored = self.stored(http)
         found = self.broken(http)
@@ -241,6 +243,17 @@ class Trial:
             if document["chunks"] != expected:
                 found.append(f"{name} has {document['chunks']} chunks, and had {expected}")
         return [*found, *_not_found(http, stored)]
+
+
+def _what_stands(http: httpx2.Client, stored: dict[str, dict[str, Any]]) -> str:
+    """Who is not finished, and what the orchestrator says of itself: a hang leaves nothing else."""
+    status = http.get("/status").json()
+    shown = {
+        "documents": {n: d["status"] for n, d in stored.items() if d["status"] not in TERMINAL},
+        "ready": http.get("/readyz").json()["dependencies"],
+        "status": {part: status[part] for part in ("embedder", "documents", "process")},
+    }
+    return json.dumps(shown)
 
 
 def _wait_until_it_embeds(http: httpx2.Client) -> None:
