@@ -5,10 +5,9 @@ How fast PDFs become searchable, against the embedder alone; and what questions 
 
 Three parts, each with the real embedder and parser; the simulator stands for the engine.
 
-- **speed**: all PDFs of the folder, uploaded at once: pages a second until the last one can be searched;
-  pictures left out;
-  beside it the embedding model alone, as sentence-transformers computes it, on the very same chunks, in
-  its own best order and batch, with every core.
+- **speed**: all PDFs of the folder, uploaded at once: pages a second, pictures left out, until the last
+  one can be searched; beside it the embedding model alone, as sentence-transformers computes it, on the
+  very same chunks, in its own best order and batch, with every core.
 - **size**: 10, 100 and 1,000 copies of a seven-page PDF: seconds and disk a document.
 - **asks**: questions in an open loop, first alone and then while the folder is being uploaded over and
   over: how long they took (50 %, 99 %).
@@ -34,7 +33,7 @@ import httpx2
 
 from loadtest.figures import percentile
 from loadtest.programs import ROOT, commit, machine, wait_until_up
-from loadtest.stack import H100_LIKE, orchestrator, simulator
+from loadtest.stack import H100_LIKE, ORCHESTRATOR_START_S, orchestrator, simulator
 from loadtest.upload_loop import disk_bytes
 from orchestrator.domain import Chunk
 from orchestrator.retrieval.embedder_model import bundled_embedder, embedding_text
@@ -45,7 +44,6 @@ ASKS_PER_S = 4.0
 ASKS_S = 75.0
 ANSWER_TOKENS = 48
 POLL_S = 0.1
-START_S = 120.0
 
 BARE = """
 import json, sys, time
@@ -91,7 +89,7 @@ def fresh(folder: Path, engine_url: str) -> Iterator[httpx2.Client]:
     folder.mkdir()
     # A picture takes seconds to be read, in a process of its own: not what is compared here.
     with orchestrator(folder, engine_url, {"OCR": "false"}) as program:
-        wait_until_up(program, "embedder", within_s=START_S)
+        wait_until_up(program, "embedder", within_s=ORCHESTRATOR_START_S)
         yield program.http
 
 

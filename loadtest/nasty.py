@@ -28,15 +28,13 @@ import psutil
 
 from loadtest.figures import percentile
 from loadtest.programs import wait_until_up
-from loadtest.stack import orchestrator
+from loadtest.stack import NO_ENGINE, ORCHESTRATOR_START_S, orchestrator
 from loadtest.upload_loop import PeakWatch
 from orchestrator.errors import DocumentError, leaves
 from tests import pdfs
 
 HANG_S = 60.0
-START_S = 180.0
 SETTLE_S = 5.0
-NO_ENGINE = "http://127.0.0.1:9"
 MAX_GROWTH = 0.10
 SLOWEST = 5
 SEARCH_EVERY_S = 0.25
@@ -253,7 +251,7 @@ def main() -> int:
         settings = {"OCR": str(options.ocr).lower()}
         with orchestrator(Path(place), NO_ENGINE, settings, ready_path="/healthz") as ours:
             # Its memory counts, too.
-            wait_until_up(ours, "embedder", within_s=START_S)
+            wait_until_up(ours, "embedder", within_s=ORCHESTRATOR_START_S)
             pid = ours.process.pid
             code = run(folders=folders, base_url=ours.url, pid=pid, hang_s=options.hang_s)
         tracebacks = ours.log.read_text(errors="replace").count("Traceback")

@@ -22,6 +22,8 @@ EngineName = Literal["simulator", "vllm"]
 
 H100_LIKE = ("--profile", "h100-8b", "--stream-interval", "8")
 """Arguments of the simulator: a large engine, that no test of these two cores can fill by itself."""
+NO_ENGINE = "http://127.0.0.1:9"
+"""For an orchestrator that only takes documents and searches them."""
 ENGINE_START_S = 400.0
 ORCHESTRATOR_START_S = 120.0
 SETTLE_S = 5.0

@@ -25,7 +25,7 @@ import httpx2
 import psutil
 
 from loadtest.programs import commit, machine
-from loadtest.stack import orchestrator
+from loadtest.stack import NO_ENGINE, orchestrator
 from tests import pdfs
 
 MAX_GROWTH = 0.05
@@ -36,7 +36,6 @@ LARGE_PAGES = 1000
 SETTLE_S = 20.0
 LOOK_S = 0.2
 MIB = 1024 * 1024
-NO_ENGINE = "http://127.0.0.1:9"
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,7 +191,7 @@ class Model:
             (n, d) float32, rows of unit length.
         """
         parts = min(self._parallel, threads or self._parallel, len(texts))
-        if parts < 2:  # noqa: PLR2004 - nothing to divide
+        if parts <= 1:
             return self._fitting(texts)
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         # Texts come the longest first: dealt out like cards, all parts take as long.

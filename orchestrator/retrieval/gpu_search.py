@@ -80,26 +80,31 @@ class GpuSearch:
         }
 
     def has_room(self, count: int, dimension: int) -> bool:
-        """Whether so many vectors more fit; never after a failure."""
+        """Whether so many vectors more fit; sure only in a `turn`."""
         taken = sum(copy.bytes for copy in list(self._copies))
-        fits = taken + place_bytes(count, dimension) <= self._memory_bytes
-        return fits and self.failure is None
+        return taken + place_bytes(count, dimension) <= self._memory_bytes
 
-    def copy(self, ids: Ids, rows: Embeddings) -> "GpuCopy | None":
+    def copy(
+        self, count: int, dimension: int, read: Callable[[], tuple[Ids, Embeddings]]
+    ) -> "GpuCopy | None":
         """
         Vectors onto the card; None if they do not fit, or the card is not used any more.
 
         Args:
-            ids: (n,) int64.
-            rows: (n, d) float32 unit rows.
+            count: How many.
+            dimension: Length of a vector.
+            read: Gives ids (n,) int64 and unit rows (n, d) float32; called only if they fit.
         """
-        if not self.has_room(*rows.shape):
-            return None
-        copy = self.turn(lambda: GpuCopy(self, self._empty(rows.shape[1]), rows.shape[1]))
-        if copy is None or not copy.add(ids, rows):
-            return None
-        self._copies.add(copy)
-        return copy
+
+        def made() -> GpuCopy | None:
+            if not self.has_room(count, dimension):
+                return None
+            copy = GpuCopy(self, self._empty(dimension), dimension)
+            copy.put(*read())
+            self._copies.add(copy)
+            return copy
+
+        return self.turn(made)
 
     def turn(self, work: Callable[[], T]) -> T | None:
         """
@@ -158,17 +163,21 @@ class GpuCopy:
             ids: (n,) int64.
             rows: (n, d) float32 unit rows.
         """
-        if np.isin(ids, self._ids).any() or not self._card.has_room(len(ids), self._dimension):
-            return False
 
-        def put() -> bool:
-            for start in range(0, len(ids), _BLOCK):
-                block = rows[start : start + _BLOCK]
-                self._index.add(np.ascontiguousarray(block, dtype=np.float32))
-            self._ids = np.concatenate((self._ids, ids))
+        def added() -> bool:
+            if np.isin(ids, self._ids).any() or not self._card.has_room(len(ids), self._dimension):
+                return False
+            self.put(ids, rows)
             return True
 
-        return self._card.turn(put) is not None
+        return bool(self._card.turn(added))
+
+    def put(self, ids: Ids, rows: Embeddings) -> None:
+        """`add` for whoever has the card's turn, and knows that there is room."""
+        for start in range(0, len(ids), _BLOCK):
+            block = rows[start : start + _BLOCK]
+            self._index.add(np.ascontiguousarray(block, dtype=np.float32))
+        self._ids = np.concatenate((self._ids, ids))
 
     def remove(self, ids: Ids) -> bool:
         """Find these no more; False if the copy is of no use any more."""

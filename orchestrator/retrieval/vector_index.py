@@ -293,12 +293,15 @@ class VectorIndex:
         if self._gpu is None or self._copy is not None or not self.exact:
             return self._copy
         with self._copying:
-            if self._copy is None and self._gpu.has_room(len(self), self.dimension):
-                flat: Any = faiss.downcast_index(self._index.index)
-                rows = faiss.vector_to_array(flat.codes)
-                vectors = rows.view(np.float32).reshape(-1, self.dimension)
-                self._copy = self._gpu.copy(self._ids(), vectors)
+            if self._copy is None:
+                self._copy = self._gpu.copy(len(self), self.dimension, self._vectors)
             return self._copy
+
+    def _vectors(self) -> tuple[Ids, Embeddings]:
+        """All ids and vectors of an exact index."""
+        flat: Any = faiss.downcast_index(self._index.index)
+        rows = faiss.vector_to_array(flat.codes).view(np.float32)
+        return self._ids(), rows.reshape(-1, self.dimension)
 
     def _ids(self) -> Ids:
         if self.exact:

@@ -2,6 +2,8 @@
 
 import gc
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import SimpleNamespace
 
 import faiss
@@ -174,6 +176,26 @@ def test_what_does_not_fit_stays_where_it_is(card):
     gc.collect()
     second.search(query, 5)
     assert card.searches == 2
+
+
+def test_two_at_a_time_do_not_take_the_same_room(card):
+    """The second is measured when the first is on the card, not while it is on its way."""
+    gpu = GpuSearch(device=0, memory_bytes=place_bytes(150, DIMENSION), api=card)
+    under_way, go = threading.Event(), threading.Event()
+
+    def slowly():
+        under_way.set()
+        assert go.wait(5)
+        return np.arange(100), unit_rows(100)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(gpu.copy, 100, DIMENSION, slowly)
+        assert under_way.wait(5)
+        second = pool.submit(gpu.copy, 100, DIMENSION, lambda: (np.arange(100), unit_rows(100)))
+        assert not wait([second], timeout=0.2).done
+        go.set()
+        assert second.result(5) is None
+        assert len(first.result(5)) == 100
 
 
 def test_lists_stay_in_memory(card, gpu):
