@@ -45,6 +45,8 @@ from tests import pdfs
 READY_S = 5.0
 START_S = 60.0
 QUIET_S = 300.0
+TELLING_S = 1.0
+LOG_SHOWN_CHARS = 20_000
 CLIENTS = 3
 LONGEST_CALM_S = 2.0
 LONGEST_WATCH_S = 4.0
@@ -212,6 +214,13 @@ class Trial:
             if (after := page["next"]) is None:
                 return found
 
+    def _tell_stacks(self, pid: int) -> None:
+        """Let the orchestrator tell where everybody is, and show the end of its log."""
+        os.kill(pid, signal.SIGUSR1)
+        time.sleep(TELLING_S)
+        log = (self.folder.parent / "orchestrator.log").read_text(errors="replace")
+        sys.stderr.write(log[-LOG_SHOWN_CHARS:])
+
     def broken(self, http: httpx2.Client) -> list[str]:
         """Promises that do not hold now, beside work that goes on."""
         found = self.ledger.broken_promises(self.stored(http))
@@ -220,14 +229,15 @@ class Trial:
         lasting = set(_findings(self.folder)) if first else set()
         return [*found, *(what for what in first if what in lasting)]
 
-    def settled(self, http: httpx2.Client) -> list[str]:
-        """Let all work finish; promises that do not hold then."""
+    def settled(self, http: httpx2.Client, pid: int) -> list[str]:
+        """Let all work of the orchestrator with this pid finish; promises that do not hold then."""
         until_s = time.monotonic() + QUIET_S
         stored = self.stored(http)
         while not are_up(http, "embedder") or any(
             d["status"] not in TERMINAL for d in stored.values()
         ):
             if time.monotonic() > until_s:
+                self._tell_stacks(pid)
                 return [
                     f"documents are not finished after five minutes: {_what_stands(http, stored)}"
                 ]
@@ -267,7 +277,7 @@ def _not_found(http: httpx2.Client, stored: dict[str, dict[str, Any]]) -> list[s
     found = []
     for name, document in stored.items():
         body = {"question": "Who keeps the gate?", "document_ids": [document["id"]], "top_k": 1}
-        response = http.post("/search", json=body)
+        response = _searched(http, body)
         if not (response.is_success and response.json()["passages"]):
             found.append(f"{name} is not found: {response.status_code}")
     vectors = sum(http.get("/status").json()["indexes"]["vectors"].values())
@@ -275,6 +285,17 @@ def _not_found(http: httpx2.Client, stored: dict[str, dict[str, Any]]) -> list[s
     if vectors != chunks:
         found.append(f"the index has {vectors} vectors for {chunks} chunks")
     return found
+
+
+def _searched(http: httpx2.Client, body: dict[str, Any]) -> httpx2.Response:
+    """What a search gives, once the index is loaded if it was not yet: words may find nothing."""
+    until_s = time.monotonic() + START_S
+    while True:
+        response = http.post("/search", json=body)
+        loading = not response.is_success and response.json()["error"]["code"] == "index_not_ready"
+        if not loading or time.monotonic() > until_s:
+            return response
+        time.sleep(float(response.headers["Retry-After"]))
 
 
 def _findings(folder: Path) -> list[str]:
@@ -331,7 +352,7 @@ def kill_once(trial: Trial, sources: dict[str, bytes], number: int, *, settle: b
     rng = random.Random(SEED + number)  # noqa: S311 - moments of a test
     with trial.started() as (process, url, ready_s):
         with _client(url) as http:
-            broken = trial.settled(http) if settle else trial.broken(http)
+            broken = trial.settled(http, process.pid) if settle else trial.broken(http)
             if rng.random() < EMBEDDING_SHARE:
                 _wait_until_it_embeds(http)
             clients = Clients(url, trial.ledger, sources, SEED + number * CLIENTS)
@@ -413,8 +434,9 @@ def crash(kills: int, folder: Path | None, *, settle_every: int = QUIET_EVERY) -
             kill = kill_once(trial, sources, number, settle=number % settle_every == 0)
             done.append(kill)
             print(number, kill, file=sys.stderr, flush=True)
-        with trial.started() as (_, url, ready_s), _client(url) as http:
-            done.append(Kill("last look", (), ready_s, tuple(trial.settled(http))))
+        with trial.started() as (process, url, ready_s), _client(url) as http:
+            broken = trial.settled(http, process.pid)
+            done.append(Kill("last look", (), ready_s, tuple(broken)))
     return done
 
 
