@@ -191,9 +191,12 @@ class IngestionPipeline:
         while True:
             self._arrived.clear()
             try:
-                job = await self._threads.run(self._claim)
+                job = await self._threads.run(self._claim, list(self._running))
             except OrchestratorError as exc:
                 logger.warning("no work can be taken up: %s", exc.message)
+                job = None
+            except Exception:  # a worker that ends leaves its documents to nobody
+                logger.exception("no work can be taken up: a bug")
                 job = None
             if job is not None:
                 self._arrived.set()  # there may be more, for the next worker
@@ -202,8 +205,8 @@ class IngestionPipeline:
                 async with asyncio.timeout(self._look_s):
                     await self._arrived.wait()
 
-    def _claim(self) -> Job | None:
-        job = self._jobs.claim(self._owner, lease_s=self._lease_s)
+    def _claim(self, running: Sequence[DocumentId]) -> Job | None:
+        job = self._jobs.claim(self._owner, lease_s=self._lease_s, but_not=running)
         self._waiting, _ = self._jobs.counts()
         return job
 
@@ -219,6 +222,9 @@ class IngestionPipeline:
                 )
             except OrchestratorError as exc:
                 logger.warning("the leases could not be renewed: %s", exc.message)
+                continue
+            except Exception:
+                logger.exception("the leases could not be renewed: a bug")
                 continue
             for document_id, task in self._running.items():
                 if document_id not in ours and not task.done():

@@ -36,16 +36,28 @@ What ends the process for another reason, and does it again and again, does so i
 that blames nobody. Only a document in whose work alone the process ends, each time, is the cause.
 """
 
+FURTHEST_S = 600.0
+"""
+Nothing here is meant for later than this, in seconds from now.
+
+What is was written before the clock was set back: it is due, and its lease has run out.
+"""
+
 # The oldest, and nobody younger before it: a suspect that waits for the others to end is not overtaken
 # for ever. The work that is going on counts as an interruption until it has come further.
 _NEXT = f"""
     SELECT document_seq FROM (
         SELECT document_seq, interruptions FROM jobs
-        WHERE due_at <= :now AND (owner IS NULL OR leased_until < :now)
+        WHERE (due_at <= :now OR due_at > :now + {FURTHEST_S})
+        AND (owner IS NULL OR leased_until NOT BETWEEN :now AND :now + {FURTHEST_S})
+        AND document_seq NOT IN (
+            SELECT seq FROM documents WHERE id IN (SELECT value FROM json_each(:but_not))
+        )
         ORDER BY document_seq LIMIT 1
     ) AS oldest
     WHERE NOT EXISTS (
-        SELECT 1 FROM jobs WHERE owner IS NOT NULL AND leased_until >= :now
+        SELECT 1 FROM jobs
+        WHERE owner IS NOT NULL AND leased_until BETWEEN :now AND :now + {FURTHEST_S}
         AND (interruptions > {SUSPECT_FROM} OR oldest.interruptions >= {SUSPECT_FROM})
     )
 """  # noqa: S608 - a constant
@@ -101,7 +113,9 @@ class JobStore:
         self._database = database
         self._clock = clock
 
-    def claim(self, owner: str, *, lease_s: float) -> Job | None:
+    def claim(
+        self, owner: str, *, lease_s: float, but_not: Sequence[DocumentId] = ()
+    ) -> Job | None:
         """
         The oldest document that nobody works on, now leased to this owner; None if there is none.
 
@@ -111,8 +125,10 @@ class JobStore:
         Args:
             owner: Who will work on it; as good as unique.
             lease_s: How long it is theirs unless they renew it, in seconds.
+            but_not: What they work on already, even if its lease has run out: after a machine stood
+                still they would be given it a second time.
         """
-        now: dict[str, float | str] = {"now": self._clock()}
+        now: dict[str, float | str] = {"now": self._clock(), "but_not": json.dumps(list(but_not))}
         # Asked first: to look for work once a second should not take the writers' lock.
         with self._database.read() as db:
             if db.execute(_NEXT, now).fetchone() is None:

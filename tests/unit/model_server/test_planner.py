@@ -114,9 +114,9 @@ def test_the_embedders_slice_of_a_gpu_is_its_own():
     beside = make_plan(device=make_gpu(), shape=make_shape(), goals=Goals(embedder_bytes=GIB))
     assert alone.sums.embedder == 0
     assert alone.sums.budget - beside.sums.budget == beside.sums.embedder > GIB
-    assert [row.value for row in beside.lines if row.what == "embedder"] == ["1.50 GiB"]
+    assert [row.value for row in beside.lines if row.what == "embedder"] == ["1.75 GiB"]
     assert "embedder" not in {row.what for row in alone.lines}
-    with pytest.raises(DoesNotFit, match=r"4\.50 GiB for the embedder"):
+    with pytest.raises(DoesNotFit, match=r"4\.75 GiB for the embedder"):
         make_plan(device=make_gpu(6 * GIB), shape=make_shape(), goals=Goals(embedder_bytes=4 * GIB))
 
 
@@ -127,7 +127,7 @@ def test_vectors_on_the_card_have_a_slice_beside_the_embedders():
     alone = make_plan(device=make_gpu(), shape=make_shape(), goals=Goals())
     assert both.sums.index > 2 * GIB
     assert alone.sums.budget - both.sums.budget == both.sums.embedder + both.sums.index
-    assert [row.value for row in both.lines if row.what == "vector index"] == ["2.56 GiB"]
+    assert [row.value for row in both.lines if row.what == "vector index"] == ["2.81 GiB"]
 
 
 @pytest.mark.parametrize("part", ["embedder", "index"])

@@ -104,7 +104,6 @@ class Setting:
     async def running(self, **options):
         pipeline = IngestionPipeline(
             files=self.files,
-            workers=1,
             sandbox=self.sandbox,
             chunker=FakeChunker(),
             embedder=self.embedder,
@@ -115,7 +114,7 @@ class Setting:
             threads=self.threads,
             on_done=lambda code, pages, _: self.outcomes.append((code, pages)),
             look_s=0.05,
-            **options,
+            **({"workers": 1} | options),
         )
         await pipeline.start()
         try:
@@ -308,9 +307,38 @@ async def test_a_document_that_somebody_else_took_is_let_go(setting):
     async with setting.running(lease_s=0.3) as pipeline:
         await setting.until(lambda: pipeline.running == 1)
         with setting.store.database.write() as db:
-            db.execute("UPDATE jobs SET owner = 'other', leased_until = 1e12")
+            db.execute("UPDATE jobs SET owner = 'other', leased_until = leased_until + 100")
         await setting.until(lambda: pipeline.running == 0)
     assert setting.store.get(A).status is not DocumentStatus.FAILED
+
+
+async def test_a_machine_that_stood_still_works_on_nothing_twice(setting):
+    """Its leases have run out meanwhile; it goes on with what it has, and takes up only the rest."""
+    setting.queue("a", pages=10)
+    setting.sandbox.hangs_at = 5
+    async with setting.running(workers=2) as pipeline:
+        await setting.until(lambda: pipeline.running == 1)
+        setting.ahead_s += 100
+        for name in ("b", "c"):
+            setting.queue(name)
+            pipeline.submit()
+            assert (await setting.finished(name)).status == "ready"
+    assert len(setting.sandbox.began_at) == 3
+
+
+async def test_a_bug_ends_no_worker(setting, monkeypatch):
+    """It is logged, and the next look finds the work."""
+    setting.queue("a")
+    claim, bugs = setting.jobs.claim, iter([RuntimeError("a bug")])
+
+    def broken(*args, **options):
+        if bug := next(bugs, None):
+            raise bug
+        return claim(*args, **options)
+
+    monkeypatch.setattr(setting.jobs, "claim", broken)
+    async with setting.running():
+        assert (await setting.finished("a")).status == "ready"
 
 
 async def test_a_replaced_documents_file_goes_with_it(setting):

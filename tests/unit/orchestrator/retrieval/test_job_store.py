@@ -83,6 +83,28 @@ def test_only_what_is_named_is_renewed(jobs, library, clock):
     assert jobs.claim("two", lease_s=60).document_id == "a"
 
 
+def test_nobody_gets_what_he_works_on_a_second_time(jobs, library, clock):
+    """Not after a minute in which the machine stood still; the lease can be renewed then."""
+    library.queue("a")
+    jobs.claim("one", lease_s=60)
+    clock[0] += 100
+    assert jobs.claim("one", lease_s=60, but_not=[A]) is None
+    assert jobs.renew("one", [A], lease_s=60) == {"a"}
+    assert jobs.claim("two", lease_s=60) is None
+
+
+def test_a_clock_that_was_set_back_holds_nothing_up(jobs, library, clock):
+    """Neither what waited for its next attempt, nor what somebody had who is gone."""
+    library.queue("a")
+    library.queue("b")
+    jobs.claim("gone", lease_s=60)
+    jobs.put_back(A, delay_s=4)
+    assert jobs.claim("gone", lease_s=60).document_id == "b"
+    clock[0] -= 3600
+    assert {jobs.claim("one", lease_s=60).document_id for _ in range(2)} == {"a", "b"}
+    assert jobs.claim("two", lease_s=60) is None
+
+
 def test_a_failure_waits_before_the_next_attempt(jobs, library, clock):
     """Others are worked on meanwhile; the failure counts, and is no interruption."""
     library.queue("a")
