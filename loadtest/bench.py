@@ -107,13 +107,18 @@ class Bench:
         *,
         load_x: float,
         window: Window | None = None,
+        turn: int = 0,
     ) -> Result:
-        """Arrivals that wait for nobody, on one system; a patience, or half the run, warms up."""
+        """
+        Arrivals that wait for nobody, on one system; a patience, or half the run, warms up.
+
+        Each `turn` of the same within a repeat has arrivals, and asks, of its own.
+        """
         end_s = max(flow.end_s for flow in flows)
         tail_s = self.rules.patience_s + self.rules.grace_s + 1
         run = Run(
             system=system,
-            asks=self._asks(flows, salt=f"{scenario}/{system}/{load_x}"),
+            asks=self._asks(flows, salt=f"{scenario}/{system}/{load_x}/{turn}"),
             rules=self.rules,
             stop_retries_s=end_s + self.rules.first_token_slo_s,
             cut_s=end_s
