@@ -1,16 +1,40 @@
-"""Bounded threads for calls that block; the event loop never waits for a disk."""
+"""Bounded threads for calls that block, for the event loop never waits for a disk; and loops that last."""
 
 import asyncio
 import contextvars
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, NoReturn, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+AFTER_BUG_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+async def forever(step: Callable[[], Awaitable[object]], *, what: str) -> NoReturn:
+    """
+    Take the step again and again, until cancelled.
+
+    A task that ends by a bug ends in silence, and what it did is done by nobody until the next start:
+    so it is logged, and the next step follows after a pause.
+
+    Args:
+        step: One round; it waits by itself for something to do.
+        what: Who takes it, for the log.
+    """
+    while True:
+        try:
+            await step()
+        except Exception:
+            logger.exception("%s met a bug, and goes on in %g s", what, AFTER_BUG_S)
+            await asyncio.sleep(AFTER_BUG_S)
 
 
 class Threads:

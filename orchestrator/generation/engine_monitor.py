@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from orchestrator.concurrency import forever
 from orchestrator.errors import EngineError, EngineUnavailable
 from orchestrator.generation.engine_client import EngineClient, EngineModel
 from orchestrator.generation.engine_keeper import EngineKeeper, EngineLife
@@ -83,7 +84,9 @@ class EngineMonitor:
     async def start(self) -> None:
         """Look once, then keep looking in the background."""
         await asyncio.gather(self.refresh(), self._scrape())
-        self._task = asyncio.create_task(self._watch(), name="engine-monitor")
+        self._task = asyncio.create_task(
+            forever(self._look_again, what="the engine's monitor"), name="engine-monitor"
+        )
 
     async def aclose(self) -> None:
         """Stop looking."""
@@ -162,10 +165,9 @@ class EngineMonitor:
             )
         return named[0]
 
-    async def _watch(self) -> None:
-        while True:
-            await self._pause()
-            await asyncio.gather(self.refresh(), self._scrape())
+    async def _look_again(self) -> None:
+        await self._pause()
+        await asyncio.gather(self.refresh(), self._scrape())
 
     async def _pause(self) -> None:
         """

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from orchestrator.concurrency import Threads
+from orchestrator.concurrency import Threads, forever
 from orchestrator.documents.chunking import Chunker
 from orchestrator.documents.sandbox import ParserSandbox
 from orchestrator.domain import (
@@ -139,10 +139,10 @@ class IngestionPipeline:
 
     async def start(self) -> None:
         """Take up what an earlier run left unfinished, then wait for more."""
-        work = [self._work() for _ in range(self._workers)]
+        steps = [*(self._work for _ in range(self._workers)), self._renew]
         self._tasks = [
-            asyncio.create_task(task, name=f"ingestion-{n}")
-            for n, task in enumerate([*work, self._renew()])
+            asyncio.create_task(forever(step, what=name), name=name)
+            for name, step in ((f"ingestion-{n}", step) for n, step in enumerate(steps))
         ]
 
     async def aclose(self) -> None:
@@ -175,16 +175,16 @@ class IngestionPipeline:
                 await event.wait()
 
     async def _work(self) -> None:
-        while True:
-            job = await self._next()
-            task = asyncio.create_task(self._attempt(job), name=f"ingest-{job.document_id}")
-            self._running[job.document_id] = task
-            try:
-                await asyncio.wait([task])
-            finally:
-                task.cancel()
-                del self._running[job.document_id]
-                self._notify(job.document_id)
+        """One document."""
+        job = await self._next()
+        task = asyncio.create_task(self._attempt(job), name=f"ingest-{job.document_id}")
+        self._running[job.document_id] = task
+        try:
+            await asyncio.wait([task])
+        finally:
+            task.cancel()
+            del self._running[job.document_id]
+            self._notify(job.document_id)
 
     async def _next(self) -> Job:
         """A document that is ours to work on, as soon as there is one."""
@@ -194,9 +194,6 @@ class IngestionPipeline:
                 job = await self._threads.run(self._claim, list(self._running))
             except OrchestratorError as exc:
                 logger.warning("no work can be taken up: %s", exc.message)
-                job = None
-            except Exception:  # a worker that ends leaves its documents to nobody
-                logger.exception("no work can be taken up: a bug")
                 job = None
             if job is not None:
                 self._arrived.set()  # there may be more, for the next worker
@@ -212,24 +209,20 @@ class IngestionPipeline:
 
     async def _renew(self) -> None:
         """Say in time that we still work; give up what is no longer ours."""
-        while True:
-            await asyncio.sleep(self._lease_s / 3)
-            if not self._running:
-                continue
-            try:
-                ours = await self._threads.run(
-                    self._jobs.renew, self._owner, list(self._running), lease_s=self._lease_s
-                )
-            except OrchestratorError as exc:
-                logger.warning("the leases could not be renewed: %s", exc.message)
-                continue
-            except Exception:
-                logger.exception("the leases could not be renewed: a bug")
-                continue
-            for document_id, task in self._running.items():
-                if document_id not in ours and not task.done():
-                    logger.warning("%s is somebody else's now, or gone", document_id)
-                    task.cancel()
+        await asyncio.sleep(self._lease_s / 3)
+        if not self._running:
+            return
+        try:
+            ours = await self._threads.run(
+                self._jobs.renew, self._owner, list(self._running), lease_s=self._lease_s
+            )
+        except OrchestratorError as exc:
+            logger.warning("the leases could not be renewed: %s", exc.message)
+            return
+        for document_id, task in self._running.items():
+            if document_id not in ours and not task.done():
+                logger.warning("%s is somebody else's now, or gone", document_id)
+                task.cancel()
 
     async def _attempt(self, job: Job) -> None:
         """Ingest, and record what came of it: done, to be tried again, or given up."""

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from orchestrator.concurrency import forever
 from orchestrator.errors import OrchestratorError
 from orchestrator.resilience.circuit_breaker import CircuitBreaker
 
@@ -44,7 +45,8 @@ class BreakerProbe:
 
     async def start(self) -> None:
         """Look again and again, in the background."""
-        self._task = asyncio.create_task(self._watch(), name=f"probe-{self._breaker.name}")
+        name = f"probe-{self._breaker.name}"
+        self._task = asyncio.create_task(forever(self._look_again, what=name), name=name)
 
     async def aclose(self) -> None:
         """Stop looking; a call that is out is cut off, which says nothing about anybody."""
@@ -62,7 +64,6 @@ class BreakerProbe:
             async with self._breaker.guard(self._failures):
                 await self._attempt()
 
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(self._look_s)
-            await self.look()
+    async def _look_again(self) -> None:
+        await asyncio.sleep(self._look_s)
+        await self.look()

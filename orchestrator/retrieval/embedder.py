@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from orchestrator.concurrency import forever
 from orchestrator.domain import Embeddings
 from orchestrator.errors import EmbedderUnavailable, QueueFull
 from orchestrator.retrieval.arrays import Vector
@@ -265,19 +266,19 @@ class Embedder:
     async def _serve(self) -> None:
         """Hand the child one request after the other, until cancelled."""
         try:
-            while True:
-                if not self.alive:
-                    await self._bring_up()
-                    continue
-                jobs = self._next_jobs()
-                if not jobs:
-                    self._wake.clear()
-                    await self._wake.wait()
-                    continue
-                await self._run(jobs)
+            await forever(self._serve_next, what="the embedder")
         finally:
             # Whatever ends this task, nobody waits for it any longer.
             self._fail_waiting(_shutting_down())
+
+    async def _serve_next(self) -> None:
+        if not self.alive:
+            await self._bring_up()
+        elif jobs := self._next_jobs():
+            await self._run(jobs)
+        else:
+            self._wake.clear()
+            await self._wake.wait()
 
     def _next_jobs(self) -> list[_Job]:
         """What to send next: all questions that fit, else one micro-batch of passages."""
@@ -300,8 +301,11 @@ class Embedder:
         except ChildLostError as exc:
             await self._stop_child()
             self._return_or_fail(jobs, exc)
-        except BaseException:
-            _fail(jobs, _shutting_down())
+        except BaseException as exc:
+            bug = isinstance(exc, Exception)
+            _fail(jobs, _broken() if bug else _shutting_down())
+            if bug:  # nobody knows how far the child has come: the next one begins anew
+                await self._stop_child()
             raise
         else:
             first = 0
@@ -366,6 +370,12 @@ class Embedder:
 
 def _shutting_down() -> EmbedderUnavailable:
     return EmbedderUnavailable("The embedder is shutting down.")
+
+
+def _broken() -> EmbedderUnavailable:
+    return EmbedderUnavailable(
+        "Something of ours broke while it embedded this. The log tells what."
+    )
 
 
 def _fail(jobs: Sequence[_Job], error: EmbedderUnavailable) -> None:

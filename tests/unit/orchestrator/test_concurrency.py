@@ -1,4 +1,4 @@
-"""Blocking calls in bounded threads."""
+"""Blocking calls in bounded threads, and loops that last."""
 
 import asyncio
 import contextvars
@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from orchestrator.concurrency import Threads
+from orchestrator import concurrency
+from orchestrator.concurrency import Threads, forever
 
 
 @pytest.fixture
@@ -148,3 +149,25 @@ async def test_closing_gives_up_those_who_wait(threads):
         await waiting
     hanging.may_go.set()
     await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_loop_outlasts_its_bugs(monkeypatch, caplog):
+    """Each is logged with its stack; only a cancellation ends it."""
+    monkeypatch.setattr(concurrency, "AFTER_BUG_S", 0.0)
+    taken = asyncio.Event()
+    steps = iter([ValueError("one"), KeyError("two"), None])
+
+    async def step():
+        if bug := next(steps, None):
+            raise bug
+        taken.set()
+        await asyncio.sleep(0.001)
+
+    loop = asyncio.create_task(forever(step, what="the gatekeeper"))
+    async with asyncio.timeout(10):
+        await taken.wait()
+    loop.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loop
+    assert [record.exc_info[0] for record in caplog.records] == [ValueError, KeyError]
+    assert "the gatekeeper" in caplog.text

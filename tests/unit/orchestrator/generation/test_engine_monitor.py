@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from orchestrator import concurrency
 from orchestrator.errors import EngineProtocolError, EngineUnavailable
 from orchestrator.generation.engine_client import EngineModel
 from orchestrator.generation.engine_keeper import EngineLife
@@ -69,6 +70,20 @@ async def test_notices_when_it_goes_and_comes():
     await asyncio.sleep(0.05)
     await watch.aclose()
     assert [model is not None for model in seen] == [True, False, True]
+
+
+async def test_a_bug_in_a_look_is_not_the_last_look(monkeypatch):
+    """What it shows would stay as it was until the next start."""
+    monkeypatch.setattr(concurrency, "AFTER_BUG_S", 0.0)
+    watch, client = monitor([EngineModel("a", 1)])
+    await watch.start()
+    client.answer = KeyError("a bug")
+    await asyncio.sleep(0.05)
+    client.answer = [EngineModel("b", 1)]
+    async with asyncio.timeout(10):
+        while watch.require().id != "b":
+            await asyncio.sleep(0.005)
+    await watch.aclose()
 
 
 async def test_an_engine_that_is_away_is_looked_for_more_often():

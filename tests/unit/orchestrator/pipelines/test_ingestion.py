@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
+from orchestrator import concurrency
 from orchestrator.concurrency import Threads
 from orchestrator.domain import Chunk, Document, DocumentId, DocumentStatus, Page
 from orchestrator.errors import DamagedDocument, EmbedderUnavailable, StorageFull
@@ -328,6 +329,7 @@ async def test_a_machine_that_stood_still_works_on_nothing_twice(setting):
 
 async def test_a_bug_ends_no_worker(setting, monkeypatch):
     """It is logged, and the next look finds the work."""
+    monkeypatch.setattr(concurrency, "AFTER_BUG_S", 0.0)
     setting.queue("a")
     claim, bugs = setting.jobs.claim, iter([RuntimeError("a bug")])
 

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from orchestrator import concurrency
 from orchestrator.errors import EmbedderUnavailable, Overloaded
 from orchestrator.resilience.breaker_probe import BreakerProbe
 from orchestrator.resilience.circuit_breaker import BreakerPolicy, CircuitBreaker
@@ -119,4 +120,20 @@ async def test_looks_by_itself_until_it_is_closed(bench):
 
 async def test_one_that_was_never_started_may_be_closed(bench):
     """A start that broke off closes what it has."""
+    await bench.probe.aclose()
+
+
+async def test_a_bug_in_a_try_is_not_the_last_try(bench, monkeypatch):
+    """Nobody else would find out that the dependency is well."""
+    monkeypatch.setattr(concurrency, "AFTER_BUG_S", 0.0)
+    bench.error = KeyError("a bug")
+    bench.now_s += 5
+    await bench.probe.start()
+    async with asyncio.timeout(10):
+        while bench.attempts < 1:
+            await asyncio.sleep(0.001)
+        bench.error = None
+        while bench.breaker.state != "closed":
+            bench.now_s += 60
+            await asyncio.sleep(0.001)
     await bench.probe.aclose()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import concurrency
 from orchestrator.errors import EmbedderUnavailable, QueueFull
 from orchestrator.retrieval import embedder_child
 from orchestrator.retrieval.embedder import Embedder
@@ -362,3 +363,18 @@ async def test_closing_tells_those_who_wait(embedder, tmp_path):
         os.kill(pid, 0)
     with pytest.raises(EmbedderUnavailable, match="not running"):
         await embedder.embed_query("late")
+
+
+async def test_a_bug_of_ours_costs_one_request_and_a_child(embedder, monkeypatch):
+    """Whoever waited is told, and the next one is served by a child that begins anew."""
+    monkeypatch.setattr(concurrency, "AFTER_BUG_S", 0.0)
+
+    async def broken(*_, **__):
+        raise KeyError("a bug")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(embedder_child.EmbedderChild, "embed", broken)
+        with pytest.raises(EmbedderUnavailable, match="The log tells what"):
+            await embedder.embed_query("four")
+    assert (await embedder.embed_query("four")).tolist() == [4.0]
+    assert embedder.restarts == 1
