@@ -44,7 +44,8 @@ from tests import pdfs
 
 READY_S = 5.0
 START_S = 60.0
-QUIET_S = 300.0
+STANDSTILL_S = 120.0
+"""Work is stuck if no document has been finished for so long; a large one takes some twenty seconds."""
 TELLING_S = 1.0
 LOG_SHOWN_CHARS = 20_000
 CLIENTS = 3
@@ -53,6 +54,8 @@ LONGEST_WATCH_S = 4.0
 QUIET_EVERY = 25
 MAX_DOCUMENTS = 24
 """Beside the first ones: beyond it clients delete more than they add."""
+MAX_QUEUED = 16
+"""Beyond it uploads are refused: replacements pile up faster than two cores can embed them."""
 EMBEDDING_SHARE = 0.6
 """Kills that wait for the embedder's model first: before that nothing is embedded or published."""
 LOOK_S = 0.02
@@ -147,7 +150,9 @@ class Clients:
         )
         if response.is_success:
             self._ledger.taken(name, response.json()["documents"][0]["id"])
-        elif response.status_code < SERVER_ERROR:  # what it should replace was deleted meanwhile
+        elif (
+            response.status_code < SERVER_ERROR
+        ):  # too many wait, or what it should replace is gone
             self._ledger.refused(name)
         self.acts.pop(threading.get_ident(), None)
 
@@ -183,6 +188,7 @@ class Trial:
             "ORCHESTRATOR_DATA_DIR": str(self.folder),
             "ORCHESTRATOR_ENGINE_URL": self.engine_url,
             "ORCHESTRATOR_MIN_FREE_DISK_BYTES": "0",
+            "ORCHESTRATOR_MAX_QUEUED_DOCUMENTS": str(MAX_QUEUED),
             "ORCHESTRATOR_OCR": "false",  # seconds a page: there would be fewer moments
         }
         url = f"http://127.0.0.1:{port}"
@@ -231,18 +237,15 @@ class Trial:
 
     def settled(self, http: httpx2.Client, pid: int) -> list[str]:
         """Let all work of the orchestrator with this pid finish; promises that do not hold then."""
-        until_s = time.monotonic() + QUIET_S
-        stored = self.stored(http)
-        while not are_up(http, "embedder") or any(
-            d["status"] not in TERMINAL for d in stored.values()
-        ):
-            if time.monotonic() > until_s:
+        stored, since_s = self.stored(http), time.monotonic()
+        while not are_up(http, "embedder") or _unfinished(stored):
+            if time.monotonic() - since_s > STANDSTILL_S:
                 self._tell_stacks(pid)
-                return [
-                    f"documents are not finished after five minutes: {_what_stands(http, stored)}"
-                ]
+                return [f"no document is finished any more: {_what_stands(http, stored)}"]
             time.sleep(0.2)
-            stored = self.stored(http)
+            before, stored = stored, self.stored(http)
+            if _unfinished(before) != _unfinished(stored):
+                since_s = time.monotonic()
         found = self.broken(http)
         for name, document in stored.items():
             if document["status"] != "ready":
@@ -253,6 +256,10 @@ class Trial:
             if document["chunks"] != expected:
                 found.append(f"{name} has {document['chunks']} chunks, and had {expected}")
         return [*found, *_not_found(http, stored)]
+
+
+def _unfinished(stored: dict[str, dict[str, Any]]) -> set[str]:
+    return {name for name, document in stored.items() if document["status"] not in TERMINAL}
 
 
 def _what_stands(http: httpx2.Client, stored: dict[str, dict[str, Any]]) -> str:
