@@ -4,7 +4,7 @@ import gc
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -18,6 +18,7 @@ from orchestrator.api.middleware import BodyLimit, Finished, RequestContext
 from orchestrator.api.openai_chat import OpenAIRoutes
 from orchestrator.api.sse import StreamTimers
 from orchestrator.assembly import Components
+from orchestrator.errors import OrchestratorError
 from orchestrator.retrieval.embedder_model import model_fingerprint
 from orchestrator.status import VERSION, StatusPicture, export_gauges
 from orchestrator.telemetry.metrics import Metrics
@@ -130,6 +131,9 @@ async def running(parts: Components) -> AsyncIterator[None]:
             parts.reranker.start_soon()
         await parts.sandbox.start()
         stack.callback(parts.indexes.close)
+        # While the embedder loads its model anyway: the first question finds both.
+        with suppress(OrchestratorError):  # a store that fails is told by every question
+            await parts.threads.run(parts.indexes.load_soon)
         await parts.housekeeper.start()
         stack.push_async_callback(parts.housekeeper.aclose)
         for engine in engines:

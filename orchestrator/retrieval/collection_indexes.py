@@ -1,5 +1,5 @@
 """
-One vector index a collection: loaded when first searched, kept in step, saved, and let go when cold.
+One vector index a collection: loaded at the start or when first searched, kept in step, saved, and let go when cold.
 
 Nothing here is the truth. An index that is lost, late or wrong is put right from the document
 store; what it finds is looked up there before anybody sees it.
@@ -24,6 +24,9 @@ from orchestrator.retrieval.arrays import Ids, Scores, Vector
 from orchestrator.retrieval.document_store import DocumentStore
 from orchestrator.retrieval.gpu_search import GpuSearch
 from orchestrator.retrieval.vector_index import VectorIndex, training_size
+
+_LOADED_SOON = 64
+"""The most collections whose indexes are loaded before anybody asks."""
 
 READ_BATCH = 10_000
 """Vectors read from the store at once: 15 MB of 384 numbers each."""
@@ -101,6 +104,30 @@ class CollectionIndexes:
         """Build no more; a build that is going on ends at its next batch."""
         self._closed = True
         self._builder.shutdown(wait=False, cancel_futures=True)
+
+    def load_soon(self) -> list[str]:
+        """
+        Begin to load indexes, so that the first questions after a start find them in memory.
+
+        Those of the collections with the most documents, as many vectors in all as an exact index may
+        have; others are loaded when they are searched.
+
+        Returns:
+            The collections.
+        """
+        documents = self._store.collections()
+        room, loading = self.exact_up_to, []
+        for collection in sorted(documents, key=lambda name: -documents[name])[:_LOADED_SOON]:
+            vectors = self._store.count_chunks(collection)
+            if not 0 < vectors <= room:
+                continue
+            room -= vectors
+            loading.append(collection)
+            slot = self._slot(collection)
+            slot.used_s = self._clock()
+            with self._slots_lock:
+                self._begin(collection, slot)
+        return loading
 
     def search(
         self, collection: str, query: Vector, k: int, *, allowed: Ids | None = None
@@ -245,10 +272,7 @@ class CollectionIndexes:
                 return slot.index
             if self._closed:
                 raise IndexNotReady("The vector indexes are closed: shutting down.")
-            if slot.building is None:
-                slot.progress = (0, 0)
-                slot.building = self._builder.submit(self._build, collection, slot)
-            building = slot.building
+            building = self._begin(collection, slot)
         try:
             return building.result(self._wait_s)
         except (TimeoutError, CancelledError):
@@ -258,6 +282,13 @@ class CollectionIndexes:
                 "there. Until then it is searched by words only.",
                 retry_after_s=2.0,
             ) from None
+
+    def _begin(self, collection: str, slot: _Slot) -> "Future[VectorIndex]":
+        """Have it loaded or rebuilt, unless that is so already; under the lock of the slots."""
+        if slot.building is None:
+            slot.progress = (0, 0)
+            slot.building = self._builder.submit(self._build, collection, slot)
+        return slot.building
 
     def _build(self, collection: str, slot: _Slot, *, anew: bool = False) -> VectorIndex:
         try:

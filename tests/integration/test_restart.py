@@ -27,6 +27,17 @@ def upload(url: str, data: bytes, *, wait: bool = True) -> dict:
     return response.json()["documents"][0]
 
 
+def vectors_once_loaded(url: str) -> int:
+    """Vectors in memory, once nothing is being loaded any more."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        indexes = httpx2.get(f"{url}/status", trust_env=False).json()["indexes"]
+        if not indexes["building"]:
+            return sum(indexes["vectors"].values())
+        time.sleep(0.05)
+    raise AssertionError(indexes)
+
+
 def test_documents_survive_kill_9_and_unfinished_ones_go_on(tmp_path, fake_engine):
     """What was acknowledged is there after a crash: the finished found, the queued made ready."""
     big = pdfs.text_pdf([f"Page {n} tells of topic {n}. " * 30 for n in range(40)])
@@ -40,6 +51,7 @@ def test_documents_survive_kill_9_and_unfinished_ones_go_on(tmp_path, fake_engin
             "the parser and the embedder die with their parent"
         )
     with orchestrator(tmp_path, fake_engine.url) as running:
+        assert vectors_once_loaded(running.url) >= 1, "the index is there before anybody asks"
         found = httpx2.post(f"{running.url}/search", json=BODY, trust_env=False).json()
         assert found["passages"][0]["document_id"] == ready["id"]
         until = time.monotonic() + 30

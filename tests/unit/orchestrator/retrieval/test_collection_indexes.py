@@ -58,6 +58,36 @@ def delete(indexes, store, name):
     return indexes.change("default", lambda: store.delete(DocumentId(name)))
 
 
+def in_memory(indexes):
+    """Sizes by collection, once nothing is being loaded any more."""
+    until_s = time.monotonic() + 10
+    while indexes.building():
+        assert time.monotonic() < until_s
+        time.sleep(0.001)
+    return indexes.sizes()
+
+
+def test_indexes_are_loaded_before_anybody_asks(make, publish, loads):
+    """After a start, in the background; and not let go at once, though nobody has searched them yet."""
+    first = make()
+    publish(first, "a", "one", "two")
+    first.search("default", np.ones(8, dtype=np.float32), 1)
+    first.save()
+    again = make(idle_s=3600.0)
+    assert again.load_soon() == ["default"]
+    assert in_memory(again) == {"default": 2}
+    assert loads[-1] == "snapshot"
+    assert again.unload_idle() == 0
+
+
+def test_what_would_take_much_memory_waits_until_it_is_searched(make, publish):
+    """As many vectors as an exact index may have, and no more."""
+    publish(make(), "a", "one", "two", "three")
+    indexes = make(exact_up_to=2)
+    assert indexes.load_soon() == []
+    assert in_memory(indexes) == {}
+
+
 def all_ids(indexes, vector, collection="default"):
     return sorted(indexes.search(collection, vector(0), 100)[0].tolist())
 
