@@ -5,6 +5,7 @@ Takes one safeguard out, to see whether anybody notices; used by `tests/safeguar
 orchestrator that they start, which is then `python -m tests.without serve`.
 """
 
+import asyncio
 import inspect
 import os
 from collections.abc import Callable, Mapping
@@ -92,9 +93,9 @@ def _no_health_checks() -> None:
     """The engine is looked at once, at the start."""
 
     async def blind(_self: EngineMonitor) -> None:
-        return
+        await asyncio.sleep(NEVER_S)
 
-    _replace(EngineMonitor, "_watch", blind)
+    _replace(EngineMonitor, "_look_again", blind)
 
 
 def _no_breakers() -> None:
