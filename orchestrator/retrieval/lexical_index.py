@@ -49,10 +49,12 @@ _BEST_OF_MANY_DOCUMENTS = f"""
     LIMIT :k
 """  # noqa: S608 - a constant
 _COLUMNS = "{filename heading text}"
+# Ids are given once: there are as many chunks as from the first one to the last, or fewer.
 _COLLECTION = """
     SELECT 'c' || id AS place,
         (SELECT count(*) FROM (SELECT 1 FROM collections LIMIT 2)) AS collections,
-        (SELECT sum(generation) FROM collections) AS generation
+        (SELECT sum(generation) FROM collections) AS generation,
+        ifnull((SELECT max(id) FROM chunks) - (SELECT min(id) FROM chunks) + 1, 0) AS chunks
     FROM collections WHERE name = ?
 """
 _PLACES = """
@@ -110,7 +112,9 @@ class LexicalIndex:
             matches = [
                 _match(word, place["place"], alone=place["collections"] == 1) for word in words
             ]
-            return self._term_scores.best(db, matches, generation=place["generation"], k=k)
+            return self._term_scores.best(
+                db, matches, generation=place["generation"], chunks=place["chunks"], k=k
+            )
 
     def _among(
         self,

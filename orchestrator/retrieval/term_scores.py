@@ -4,6 +4,9 @@ What each word adds to the BM25 score of each chunk, kept in memory until the ch
 BM25 is a sum over the words of a question, and questions share most of their words: what FTS5 has
 computed once for a word is added up for the next question. The sums are those that FTS5 gives for
 the whole question, to the bit, because they are made in the same order.
+
+In large collections a question's commonest words are left out: a word that stands in every tenth
+chunk tells chunks apart a fifth as well as a rare one, and there it costs seconds.
 """
 
 import sqlite3
@@ -20,8 +23,19 @@ from orchestrator.retrieval.arrays import Ids
 MAX_HELD = 2_000_000
 """Scores of one word for one chunk that are kept at most: 16 bytes each."""
 
+MAX_HITS = 200_000
+"""
+Hits of all words of a question together beyond which its commonest words are left out.
+
+FTS5 computes some 400,000 scores a second: these are half a second, once, where nothing is kept yet.
+"""
+
 _Sums: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
 
+MAX_COUNTED = 50_000
+"""Words whose hits are kept counted at most."""
+
+_COUNT = "SELECT count(*) FROM chunks_fts WHERE chunks_fts MATCH ?"
 _SCORES = """
     SELECT rowid, -bm25(chunks_fts, 0.0, ?, ?, ?) FROM chunks_fts WHERE chunks_fts MATCH ?
 """
@@ -34,18 +48,33 @@ class TermScores:
     Args:
         weights: How much a hit counts in (file name, heading, text).
         max_held: Scores that are kept at most; the longest unused give way.
+        max_hits: Hits that a question's words may have together; the rarest go first.
     """
 
-    def __init__(self, weights: tuple[float, float, float], *, max_held: int = MAX_HELD) -> None:
+    def __init__(
+        self,
+        weights: tuple[float, float, float],
+        *,
+        max_held: int = MAX_HELD,
+        max_hits: int = MAX_HITS,
+    ) -> None:
         self._weights = weights
         self._max_held = max_held
+        self._max_hits = max_hits
         self._lock = threading.Lock()
         self._generation = -1
         self._kept: OrderedDict[str, tuple[Ids, _Sums]] = OrderedDict()
+        self._counts: dict[str, int] = {}
         self.held = 0
 
     def best(
-        self, db: sqlite3.Connection, matches: Sequence[str], *, generation: int, k: int
+        self,
+        db: sqlite3.Connection,
+        matches: Sequence[str],
+        *,
+        generation: int,
+        chunks: int,
+        k: int,
     ) -> list[tuple[ChunkId, float]]:
         """
         The k chunks with the highest sums, best first, ties by id.
@@ -54,8 +83,11 @@ class TermScores:
             db: A connection that sees one state of the file.
             matches: One FTS5 query for each word.
             generation: A number that grows with each change of any chunk, in that state.
+            chunks: How many there are at the most.
             k: At least 1.
         """
+        if chunks * len(matches) > self._max_hits:
+            matches = self._rarest(db, matches, generation)
         parts = [self._of(db, match, generation) for match in matches]
         ids, places = np.unique(np.concatenate([ids for ids, _ in parts]), return_inverse=True)
         scores = np.bincount(places, weights=np.concatenate([scores for _, scores in parts]))
@@ -63,12 +95,39 @@ class TermScores:
         found = zip(ids[order].tolist(), scores[order].tolist(), strict=True)
         return [(ChunkId(chunk_id), score) for chunk_id, score in found]
 
+    def _rarest(self, db: sqlite3.Connection, matches: Sequence[str], generation: int) -> list[str]:
+        """Those that find few chunks, in their order: as many as may be, and one that finds any."""
+        counts = [self._count(db, match, generation) for match in matches]
+        chosen, hits = [], 0
+        for place in sorted(range(len(matches)), key=counts.__getitem__):
+            if hits and hits + counts[place] > self._max_hits:
+                break
+            chosen.append(place)
+            hits += counts[place]
+        return [matches[place] for place in sorted(chosen)]
+
+    def _count(self, db: sqlite3.Connection, match: str, generation: int) -> int:
+        with self._lock:
+            self._turn_to(generation)
+            if generation == self._generation and match in self._counts:
+                return self._counts[match]
+        (count,) = db.execute(_COUNT, (match,)).fetchone()
+        with self._lock:
+            if generation == self._generation and len(self._counts) < MAX_COUNTED:
+                self._counts[match] = count
+        return int(count)
+
+    def _turn_to(self, generation: int) -> None:
+        """Forget what was computed of an older state; under the lock."""
+        if generation > self._generation:
+            self._generation = generation
+            self._kept.clear()
+            self._counts.clear()
+            self.held = 0
+
     def _of(self, db: sqlite3.Connection, match: str, generation: int) -> tuple[Ids, _Sums]:
         with self._lock:
-            if generation > self._generation:
-                self._generation = generation
-                self._kept.clear()
-                self.held = 0
+            self._turn_to(generation)
             if generation == self._generation and match in self._kept:
                 self._kept.move_to_end(match)
                 return self._kept[match]

@@ -39,7 +39,7 @@ def by_fts5(store, question, *, columns=""):
 def best(scores, store, question, *, generation=1, k=100):
     with store.database.read() as db:
         words = [f'"{word}"' for word in terms(question)]
-        return scores.best(db, words, generation=generation, k=k)
+        return scores.best(db, words, generation=generation, chunks=len(TEXTS), k=k)
 
 
 @pytest.fixture
@@ -139,3 +139,38 @@ def test_a_question_that_no_chunk_shares_a_word_with(lexical, library):
     library.publish("a", *TEXTS)
     assert lexical.search("aardvark", collection="default", k=5) == []
     assert lexical.search("aardvark", collection="nowhere", k=5) == []
+
+
+def test_the_commonest_words_are_left_out_of_many_hits(library, store):
+    """Those that find most, until the rest may be looked up; what is left is summed as ever."""
+    library.publish("a", *TEXTS)
+    scores = TermScores(WEIGHTS, max_hits=5)
+    # turbine 3, water 3, interest 1: together 7, and without one of the commonest 4.
+    assert best(scores, store, "water turbine interest") == by_fts5(store, "water interest")
+    assert best(scores, store, "water interest") == by_fts5(store, "water interest")
+
+
+def test_few_hits_leave_nothing_out(library, store):
+    """Nor is anything counted that could not be too much."""
+    library.publish("a", *TEXTS)
+    question = "turbine hall gates water"
+    for max_hits in (11, 100):
+        scores = TermScores(WEIGHTS, max_hits=max_hits)
+        assert best(scores, store, question) == by_fts5(store, question)
+
+
+def test_one_word_that_finds_something_stays(library, store):
+    """However common it is, and however rare the others are that find nothing."""
+    library.publish("a", *TEXTS)
+    scores = TermScores(WEIGHTS, max_hits=2)
+    assert best(scores, store, "zeppelin water") == by_fts5(store, "water")
+    assert best(scores, store, "zeppelin airship") == []
+
+
+def test_counts_are_of_the_present_state(library, store):
+    """A word that was rare before a document came is not taken for rare after it."""
+    library.publish("a", *TEXTS)
+    scores = TermScores(WEIGHTS, max_hits=4)
+    assert best(scores, store, "interest water") == by_fts5(store, "interest water")
+    library.publish("b", *(f"interest {n}" for n in range(9)))
+    assert best(scores, store, "interest water", generation=2) == by_fts5(store, "water")
