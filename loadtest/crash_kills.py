@@ -150,9 +150,8 @@ class Clients:
         )
         if response.is_success:
             self._ledger.taken(name, response.json()["documents"][0]["id"])
-        elif (
-            response.status_code < SERVER_ERROR
-        ):  # too many wait, or what it should replace is gone
+        elif response.status_code < SERVER_ERROR:
+            # Too many wait, or what it should replace was deleted meanwhile.
             self._ledger.refused(name)
         self.acts.pop(threading.get_ident(), None)
 
@@ -244,7 +243,7 @@ class Trial:
                 return [f"no document is finished any more: {_what_stands(http, stored)}"]
             time.sleep(0.2)
             before, stored = stored, self.stored(http)
-            if _unfinished(before) != _unfinished(stored):
+            if _unfinished(before).keys() != _unfinished(stored).keys():
                 since_s = time.monotonic()
         found = self.broken(http)
         for name, document in stored.items():
@@ -258,15 +257,16 @@ class Trial:
         return [*found, *_not_found(http, stored)]
 
 
-def _unfinished(stored: dict[str, dict[str, Any]]) -> set[str]:
-    return {name for name, document in stored.items() if document["status"] not in TERMINAL}
+def _unfinished(stored: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Status of those that are still to be worked on, by name."""
+    return {name: d["status"] for name, d in stored.items() if d["status"] not in TERMINAL}
 
 
 def _what_stands(http: httpx2.Client, stored: dict[str, dict[str, Any]]) -> str:
     """Who is not finished, and what the orchestrator says of itself: a hang leaves nothing else."""
     status = http.get("/status").json()
     shown = {
-        "documents": {n: d["status"] for n, d in stored.items() if d["status"] not in TERMINAL},
+        "documents": _unfinished(stored),
         "ready": http.get("/readyz").json()["dependencies"],
         "status": {part: status[part] for part in ("embedder", "documents", "process")},
     }

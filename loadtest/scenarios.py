@@ -51,14 +51,11 @@ class Tried:
 def curve(bench: Bench, clients: int) -> Tried:
     """Every load on every system, full answers only; `goodput` says what has to come of it."""
     del clients
-    # A system's loads are compared with each other: close together, on a machine that drifts. Those
-    # of ours have something to hold: there and back, so that what drifts one way cancels out.
+    # A system's loads are compared with each other: close together, on a machine that drifts.
     results = [
         bench.open("curve", system, [bench.flow(load_x)], load_x=load_x, turn=turn)
         for system in SYSTEMS
-        for turn, loads_x in enumerate(
-            (bench.loads_x, bench.loads_x[::-1]) if system == "tidegate" else (bench.loads_x,)
-        )
+        for turn, loads_x in enumerate(_turns(system, bench.loads_x))
         for load_x in loads_x
     ]
     forecast = (bench.stack.status().get("gate") or {}).get("forecast") or {}
@@ -76,6 +73,11 @@ def curve(bench: Bench, clients: int) -> Tried:
         ),
     )
     return Tried(tuple(results), checks)
+
+
+def _turns(system: SystemName, loads_x: Sequence[float]) -> list[Sequence[float]]:
+    """Ours have something to hold: there and back, so that what drifts one way cancels out."""
+    return [loads_x, loads_x[::-1]] if system == "tidegate" else [loads_x]
 
 
 def degrade(bench: Bench, clients: int) -> Tried:
@@ -273,8 +275,8 @@ def goodput(results: Sequence[Result]) -> tuple[Check, ...]:
     How much of its own peak tidegate keeps under overload, and how much that is of the best of all.
 
     Each repeat counts in parts of its own mean, since a machine that others share is faster in one
-    than in the next; the two turns of a repeat count as one. Peaks are the best medians: the best single run would be the luckiest of dozens.
-    The best of all systems is only shown. Where everything runs on the same cores, the embedder takes
+    than in the next; the two turns of a repeat count as one. Peaks are the best medians: the best
+    single run would be the luckiest of dozens. The best of all systems is only shown. Where everything runs on the same cores, the embedder takes
     from the engine what those who bring their prompts along leave to it; `throughput` has what
     tidegate itself costs. Lesser answers are cheaper, so full ones are compared with full ones.
     """

@@ -1,4 +1,4 @@
-"""Bounded threads for calls that block, for the event loop never waits for a disk; and loops that last."""
+"""Bounded threads, so that the event loop never waits for a disk; and loops that outlast a bug."""
 
 import asyncio
 import contextvars

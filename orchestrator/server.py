@@ -19,7 +19,7 @@ from orchestrator.errors import OrchestratorError
 from orchestrator.generation.tokenizer import TokenizerError
 from orchestrator.settings import PREFIX, Settings, SettingsError, load_settings
 from orchestrator.telemetry.logs import json_logging
-from orchestrator.telemetry.stacks import tasks_told_on_signal, threads_told_on_signal
+from orchestrator.telemetry.stacks import told_on_signal
 
 EXIT_OK, EXIT_CONFIGURATION = 0, 2
 UNREAD_MS = 60_000
@@ -108,7 +108,7 @@ class _Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal comes."""
         self._loop = asyncio.get_running_loop()
-        with tasks_told_on_signal(), threads_told_on_signal():
+        with told_on_signal():
             await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's

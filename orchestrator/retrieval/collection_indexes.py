@@ -1,5 +1,5 @@
 """
-One vector index a collection: loaded at the start or when first searched, kept in step, saved, and let go when cold.
+One vector index a collection: loaded, kept in step, saved, and let go when cold.
 
 Nothing here is the truth. An index that is lost, late or wrong is put right from the document
 store; what it finds is looked up there before anybody sees it.
@@ -231,7 +231,7 @@ class CollectionIndexes:
                 continue
             with self._slots_lock:
                 if slot.building is None and not self._closed:
-                    slot.building = self._builder.submit(self._build, collection, slot, anew=True)
+                    self._begin(collection, slot, anew=True)
                     outgrown += 1
         return outgrown
 
@@ -283,11 +283,11 @@ class CollectionIndexes:
                 retry_after_s=2.0,
             ) from None
 
-    def _begin(self, collection: str, slot: _Slot) -> "Future[VectorIndex]":
+    def _begin(self, collection: str, slot: _Slot, *, anew: bool = False) -> "Future[VectorIndex]":
         """Have it loaded or rebuilt, unless that is so already; under the lock of the slots."""
         if slot.building is None:
             slot.progress = (0, 0)
-            slot.building = self._builder.submit(self._build, collection, slot)
+            slot.building = self._builder.submit(self._build, collection, slot, anew=anew)
         return slot.building
 
     def _build(self, collection: str, slot: _Slot, *, anew: bool = False) -> VectorIndex:

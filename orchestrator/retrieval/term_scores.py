@@ -30,10 +30,10 @@ Hits of all words of a question together beyond which its commonest words are le
 FTS5 computes some 400,000 scores a second: these are half a second, once, where nothing is kept yet.
 """
 
-_Sums: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
-
 MAX_COUNTED = 50_000
 """Words whose hits are kept counted at most."""
+
+_Sums: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 _COUNT = "SELECT count(*) FROM chunks_fts WHERE chunks_fts MATCH ?"
 _SCORES = """

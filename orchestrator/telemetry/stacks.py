@@ -13,38 +13,24 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
 
 
 @contextmanager
-def threads_told_on_signal(stream: TextIO | None = None) -> Iterator[None]:
-    """
-    SIGUSR1 tells the stacks of all threads while the block runs, and does not end the process.
+def told_on_signal() -> Iterator[None]:
+    """SIGUSR1 tells the stacks of all threads, and of the running loop's tasks, while the block runs."""
+    loop = asyncio.get_running_loop()
 
-    Args:
-        stream: Where to; the error stream by default. It needs a file descriptor.
-    """
-    faulthandler.register(signal.SIGUSR1, file=stream or sys.stderr, all_threads=True, chain=True)
+    def tell_tasks() -> None:
+        for task in asyncio.all_tasks(loop):
+            sys.stderr.write(f"task {task.get_name()}:\n")
+            task.print_stack(file=sys.stderr)
+        sys.stderr.flush()
+
+    loop.add_signal_handler(signal.SIGUSR1, tell_tasks)
+    # After it, and chained: the loop's own handler is called once the threads are told.
+    faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True, chain=True)
     try:
         yield
     finally:
         faulthandler.unregister(signal.SIGUSR1)
-
-
-@contextmanager
-def tasks_told_on_signal(stream: TextIO | None = None) -> Iterator[None]:
-    """The same for the tasks of the running loop; to be entered before `threads_told_on_signal`."""
-    loop = asyncio.get_running_loop()
-
-    def tell() -> None:
-        where = stream or sys.stderr
-        for task in asyncio.all_tasks(loop):
-            where.write(f"task {task.get_name()}:\n")
-            task.print_stack(file=where)
-        where.flush()
-
-    loop.add_signal_handler(signal.SIGUSR1, tell)
-    try:
-        yield
-    finally:
         loop.remove_signal_handler(signal.SIGUSR1)

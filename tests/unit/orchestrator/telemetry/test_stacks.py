@@ -9,7 +9,7 @@ import pytest
 
 WAITS = """
 import asyncio, sys, threading
-from orchestrator.telemetry.stacks import tasks_told_on_signal, threads_told_on_signal
+from orchestrator.telemetry.stacks import told_on_signal
 
 def wait_for_the_tide(ebb):
     ebb.wait(30)
@@ -21,7 +21,7 @@ async def main():
     ebb = threading.Event()
     threading.Thread(target=wait_for_the_tide, args=(ebb,), daemon=True).start()
     task = asyncio.create_task(wait_for_the_gate(), name="gatekeeper")
-    with tasks_told_on_signal(), threads_told_on_signal():
+    with told_on_signal():
         print("waiting", flush=True)
         assert await asyncio.to_thread(sys.stdin.readline) == "go\\n"
     task.cancel()
