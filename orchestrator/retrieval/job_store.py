@@ -38,7 +38,7 @@ that blames nobody. Only a document in whose work alone the process ends, each t
 
 FURTHEST_S = 600.0
 """
-Nothing here is meant for later than this, in seconds from now.
+Nothing here is meant for later than this and a lease, in seconds from now.
 
 What is was written before the clock was set back: it is due, and its lease has run out.
 """
@@ -48,8 +48,8 @@ What is was written before the clock was set back: it is due, and its lease has 
 _NEXT = f"""
     SELECT document_seq FROM (
         SELECT document_seq, interruptions FROM jobs
-        WHERE (due_at <= :now OR due_at > :now + {FURTHEST_S})
-        AND (owner IS NULL OR leased_until NOT BETWEEN :now AND :now + {FURTHEST_S})
+        WHERE (due_at <= :now OR due_at > :furthest)
+        AND (owner IS NULL OR leased_until NOT BETWEEN :now AND :furthest)
         AND document_seq NOT IN (
             SELECT seq FROM documents WHERE id IN (SELECT value FROM json_each(:but_not))
         )
@@ -57,7 +57,7 @@ _NEXT = f"""
     ) AS oldest
     WHERE NOT EXISTS (
         SELECT 1 FROM jobs
-        WHERE owner IS NOT NULL AND leased_until BETWEEN :now AND :now + {FURTHEST_S}
+        WHERE owner IS NOT NULL AND leased_until BETWEEN :now AND :furthest
         AND (interruptions > {SUSPECT_FROM} OR oldest.interruptions >= {SUSPECT_FROM})
     )
 """  # noqa: S608 - a constant
@@ -128,7 +128,12 @@ class JobStore:
             but_not: What they work on already, even if its lease has run out: after a machine stood
                 still they would be given it a second time.
         """
-        now: dict[str, float | str] = {"now": self._clock(), "but_not": json.dumps(list(but_not))}
+        now_s = self._clock()
+        now: dict[str, float | str] = {
+            "now": now_s,
+            "furthest": now_s + FURTHEST_S + lease_s,
+            "but_not": json.dumps(list(but_not)),
+        }
         # Asked first: to look for work once a second should not take the writers' lock.
         with self._database.read() as db:
             if db.execute(_NEXT, now).fetchone() is None:

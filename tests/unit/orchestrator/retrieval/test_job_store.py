@@ -105,6 +105,13 @@ def test_a_clock_that_was_set_back_holds_nothing_up(jobs, library, clock):
     assert jobs.claim("two", lease_s=60) is None
 
 
+def test_a_long_lease_is_not_taken_for_one_from_before_the_clock_was_set_back(jobs, library):
+    """However long the setting makes it."""
+    library.queue("a")
+    jobs.claim("one", lease_s=3600)
+    assert jobs.claim("two", lease_s=3600) is None
+
+
 def test_a_failure_waits_before_the_next_attempt(jobs, library, clock):
     """Others are worked on meanwhile; the failure counts, and is no interruption."""
     library.queue("a")
