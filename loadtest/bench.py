@@ -16,8 +16,8 @@ from loadtest.systems import SystemName
 LOADS_X = (0.5, 0.9, 1.0, 2.0, 10.0)
 WARM_UP_SHARE = 0.5
 """At most: who arrives early finds an empty engine, until those give up who came first."""
-BASELINE_TAIL_S = 5.0
-"""A collapsed baseline would take minutes to run dry; who waits longer than this got nothing good."""
+LAST_ANSWERS_S = 120.0
+"""How long a closed loop's last answers may take, when no client asks again any more."""
 ENGINE_EMPTY_S = 60.0
 CLOSED_S = 36.0
 """At least: clients that start together stay in step for about one answer."""
@@ -82,6 +82,7 @@ class Bench:
         seed: Of this repeat.
         on_result: Told of each run as it ends.
         loads_x: The multiples of the capacity that the curve offers.
+        drifts: Whether the engine is slower when the machine is, which others may share.
     """
 
     stack: Stack
@@ -92,6 +93,7 @@ class Bench:
     seed: int
     on_result: Callable[[Result], None]
     loads_x: tuple[float, ...] = LOADS_X
+    drifts: bool = False
     capacity_rps: float = 1.0
 
     def flow(self, load_x: float, **options: object) -> Flow:
@@ -115,14 +117,14 @@ class Bench:
         Each `turn` of the same within a repeat has arrivals, and asks, of its own.
         """
         end_s = max(flow.end_s for flow in flows)
+        # A collapsed baseline would take minutes to run dry: after this nothing is good any more.
         tail_s = self.rules.patience_s + self.rules.grace_s + 1
         run = Run(
             system=system,
             asks=self._asks(flows, salt=f"{scenario}/{system}/{load_x}/{turn}"),
             rules=self.rules,
             stop_retries_s=end_s + self.rules.first_token_slo_s,
-            cut_s=end_s
-            + (self.rules.first_token_slo_s + tail_s if system == "tidegate" else BASELINE_TAIL_S),
+            cut_s=end_s + tail_s + (self.rules.first_token_slo_s if system == "tidegate" else 0),
             seed=self.seed,
         )
         return self._around(
@@ -143,7 +145,7 @@ class Bench:
             asks=self._asks([flow], salt=f"{scenario}/{system}"),
             rules=ClientRules(patience_s=4 * seconds, first_token_slo_s=4 * seconds),
             stop_retries_s=seconds,
-            cut_s=seconds,
+            cut_s=seconds + LAST_ANSWERS_S,
             seed=self.seed,
         )
         window = self._steady(seconds)

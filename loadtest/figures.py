@@ -45,9 +45,9 @@ class Figures:
 
     Attributes:
         offered_rps: Logical requests a second.
-        goodput_tok_s: Completion tokens a second of good answers.
-        work_tok_s: Prompt and completion tokens a second of good answers.
-        answers_rps: Good answers a second.
+        goodput_tok_s: Completion tokens a second of good answers, as they reached the clients.
+        work_tok_s: Prompt and completion tokens of them.
+        answers_rps: Good answers a second, each by the part of it that came within the window.
         retrieval_only_rps: Answers of passages alone.
         success: Share of arrivals that got a good answer, by prompt size.
         outcomes: Logical requests by how they ended.
@@ -120,13 +120,28 @@ def served_share(records: Iterable[Record], rules: ClientRules) -> float | None:
     return sum(good(r, rules) for r in decided) / len(decided)
 
 
+def delivered(record: Record, window: Window) -> float:
+    """
+    The share of an answer that came within the window: even from its first token to its last.
+
+    What came in one piece came at its end. To count whole answers by their ends instead would count
+    by waves where an answer takes as long as half of a window: all who were let in together end together.
+    """
+    end_s = record.at_s + record.total_s
+    begin_s = end_s if record.first_token_s is None else record.at_s + record.first_token_s
+    if begin_s >= end_s:
+        return float(window.holds(end_s))
+    within_s = min(end_s, window.end_s) - max(begin_s, window.begin_s)
+    return max(within_s, 0.0) / (end_s - begin_s)
+
+
 def figures(records: Sequence[Record], rules: ClientRules, window: Window) -> Figures:
-    """The figures of one run: rates by when answers ended, shares by when requests arrived."""
+    """The figures of one run: rates by when answers came, shares by when requests arrived."""
     arrived = [r for r in records if window.holds(r.at_s)]
     ended = [r for r in records if window.holds(r.at_s + r.total_s)]
-    answers = [r for r in ended if good(r, rules)]
-    completion = sum(r.completion_tokens for r in answers)
-    prompt = sum(r.prompt_tokens for r in answers)
+    answers = [(r, delivered(r, window)) for r in records if good(r, rules)]
+    completion = sum(share * r.completion_tokens for r, share in answers)
+    prompt = sum(share * r.prompt_tokens for r, share in answers)
     only = [r for r in ended if r.whole and r.degraded == RETRIEVAL_ONLY]
     attempts = [attempt for r in arrived for attempt in r.attempts]
     refused = [a for a in attempts if a.status in REFUSALS]
@@ -136,7 +151,7 @@ def figures(records: Sequence[Record], rules: ClientRules, window: Window) -> Fi
         offered_rps=len(arrived) / window.seconds,
         goodput_tok_s=completion / window.seconds,
         work_tok_s=(prompt + completion) / window.seconds,
-        answers_rps=len(answers) / window.seconds,
+        answers_rps=sum(share for _, share in answers) / window.seconds,
         retrieval_only_rps=len(only) / window.seconds,
         success={s: served_share([r for r in arrived if r.size == s], rules) for s in SIZES},
         outcomes=dict(Counter(outcome(r, rules) for r in arrived)),

@@ -111,7 +111,8 @@ class Run:
 
     Attributes:
         asks: In order of arrival.
-        stop_retries_s: No attempt starts later than this, from the start of the run.
+        stop_retries_s: No further attempt starts later than this, from the start of the run, and in
+            a closed loop no first one either.
         cut_s: When whatever is left is cut off.
         seed: Of the back-off's jitter.
     """
@@ -298,6 +299,8 @@ async def _closed_loop(target: Target, run: Run, count: int) -> list[Record]:
 
     async def one() -> None:
         for ask in turn:
+            if clients.now_s >= run.stop_retries_s:
+                return
             record = clients.record(ask, clients.now_s)
             records.append(record)
             await clients.ask(ask, record)

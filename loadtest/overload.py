@@ -69,6 +69,7 @@ def main() -> int:
             seed=SEED,
             on_result=_say,
             loads_x=options.loads,
+            drifts=options.engine == "vllm",
         )
         clients = VLLM_CLIENTS if options.engine == "vllm" else SIMULATOR_CLIENTS
         results, checks = _all(bench, options, clients)

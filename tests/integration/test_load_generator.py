@@ -122,6 +122,13 @@ async def test_a_closed_loop_keeps_its_clients_busy(fake_engine, target):
     assert sum(r.whole for r in found.records) == 40
 
 
+async def test_a_closed_loop_ends_with_whole_answers(fake_engine, target):
+    """At the end nobody asks again, and what is being answered is answered."""
+    fake_engine.play(first_token_s=0.2)
+    found = await sent(closed_loop, target, run(40, stop_s=0.3, cut_s=5.0), clients=4)
+    assert [r.whole for r in found.records] == [True] * 8
+
+
 async def test_a_connection_is_used_again(fake_engine, target):
     """Two exchanges one after the other share a connection."""
     client = Client(*target.engine)

@@ -5,6 +5,7 @@ import pytest
 from loadtest.client_rules import ClientRules
 from loadtest.figures import (
     Window,
+    delivered,
     figures,
     good,
     outcome,
@@ -68,13 +69,35 @@ def test_passages_alone_are_counted_apart():
     assert found.success["small"] == 0
 
 
-def test_rates_count_by_the_end_and_shares_by_the_arrival():
-    """An answer that ends after the window gives it no tokens, but was served."""
+def test_rates_count_what_came_and_shares_who_arrived():
+    """An answer whose tokens come after the window gives it none, but was served."""
     found = figures([answered(9.0), answered(19.0), answered(5.0)], RULES, WINDOW)
     assert found.goodput_tok_s == 10.0
     assert found.work_tok_s == 110.0
     assert found.offered_rps == 0.1
     assert found.success == {"small": 1.0, "medium": None, "large": None}
+
+
+@pytest.mark.parametrize(
+    ("at_s", "having", "share"),
+    [
+        (12.0, {}, 1.0),
+        (8.0, {}, 0.5),  # from 9 to 11, of which the window has the second half
+        (18.0, {}, 0.5),
+        (5.0, {"first_token_s": 2.0, "total_s": 17.0}, 10 / 15),  # longer than the window
+        (2.0, {}, 0.0),
+        (25.0, {}, 0.0),
+        (18.0, {"first_token_s": None}, 0.0),  # in one piece, after the window
+        (8.0, {"first_token_s": None}, 1.0),
+        (12.0, {"first_token_s": 3.0}, 1.0),  # a single token
+    ],
+)
+def test_an_answer_counts_by_what_of_it_came_within_the_window(at_s, having, share):
+    """Half of an answer is half of its tokens, whichever end of the window cuts it."""
+    assert delivered(answered(at_s, **having), WINDOW) == pytest.approx(share)
+    found = figures([answered(at_s, **having)], RULES, WINDOW)
+    assert found.goodput_tok_s == pytest.approx(share * 10.0)
+    assert found.answers_rps == pytest.approx(share / 10)
 
 
 def test_success_is_told_by_prompt_size():
