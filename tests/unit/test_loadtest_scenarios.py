@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from loadtest.scenarios import goodput
+from loadtest.client_rules import ClientRules
+from loadtest.generator import Attempt, Record
+from loadtest.scenarios import goodput, recovery
 
 LOADS = (1.0, 2.0, 10.0)
 
@@ -45,3 +47,28 @@ def test_a_loss_under_load_is_seen():
     results = rows(1, lossy) + rows(2, slow)
     assert kept(results, 2.0) == pytest.approx([0.9, 0.9])
     assert kept(results, 10.0) == pytest.approx([0.8, 0.8])
+
+
+@pytest.mark.parametrize("capacity_rps", [0.5, 1.1, 20.0])
+def test_a_slow_engine_has_the_time_to_be_seen_recovered(capacity_rps):
+    """A window with enough arrivals fits in after the burst, however long it has to be."""
+
+    def served(scenario, system, flows, *, load_x, window):
+        end_s = int(window.end_s)
+        records = [
+            Record(
+                float(at_s), "small", "load", "normal",
+                attempts=[Attempt("ok", 200, 1.0, 1.0, None)], whole=True, total_s=1.0,
+            )
+            for at_s in range(end_s)
+        ]  # fmt: skip
+        return SimpleNamespace(records=records)
+
+    bench = SimpleNamespace(
+        capacity_rps=capacity_rps,
+        rules=ClientRules(),
+        flow=lambda load_x, **options: options,
+        open=served,
+    )
+    ours, _ = recovery(bench, 0).checks
+    assert ours.value == 0
