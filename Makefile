@@ -14,7 +14,7 @@ SENTENCES := $(BIN)/interrogate --fail-under 100 --whitelist-regex '^test_'
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit simulation test-integration test-contract check loadtest costs relay \
+.PHONY: help run test test-unit simulation test-integration test-contract check loadtest soak chaos report costs relay \
         overload seed-attack engine-kills crash-kills upload-loop ingest engine-options false-kills before-after plans bench-gpu test-gpu nasty quality answers search-sizes \
         setup setup-dev model lock docs clean safeguards
 
@@ -73,7 +73,23 @@ check: setup-dev ## format, lint, types, import contracts, test sentences, conta
 	@$(BIN)/pytest -qq --collect-only tests > /dev/null || { $(BIN)/pytest -q --collect-only tests | tail -20; exit 1; }
 	@echo "all checks passed"
 
-loadtest: costs ## the table of costs
+loadtest: setup-dev $(if $(TARGET),,$(if $(filter simulator,$(ENGINE)),,model)) ## people on locust: SHAPE=constant|step|burst|soak|attack USERS= MINUTES=10 ENGINE=vllm|simulator TARGET=<url>
+	@exec $(BIN)/python -m loadtest.people_run $(if $(SHAPE),--shape $(SHAPE)) \
+	    $(if $(ENGINE),--engine $(ENGINE)) $(if $(TARGET),--target "$(TARGET)") \
+	    $(if $(USERS),--users $(USERS)) $(if $(MINUTES),--minutes $(MINUTES)) \
+	    $(if $(THINK_S),--think-s $(THINK_S)) $(if $(QUESTIONS),--questions "$(QUESTIONS)") \
+	    $(if $(PDFS),--pdfs "$(PDFS)") $(foreach limit,$(OBJECTIVES),--objective $(limit))
+
+soak: ## an hour of people at twice what the service takes with ease
+	@$(MAKE) loadtest SHAPE=soak MINUTES=$(or $(MINUTES),60)
+
+chaos: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## pull plugs under load, and hold what comes against what is promised: ENGINE=simulator PLUGS="engine killed,storm"
+	@exec $(BIN)/python -m loadtest.chaos $(if $(ENGINE),--engine $(ENGINE)) \
+	    $(if $(PLUGS),--plugs "$(PLUGS)") $(if $(OUT),--out "$(OUT)")
+
+report: setup-dev ## docs/performance.md from what `make overload` wrote: FROM="<json> <json>"
+	@test -n "$(FROM)" || { echo 'say from what: make report FROM="reports/overload.json"'; exit 2; }
+	@exec $(BIN)/python -m loadtest.performance_page $(FROM)
 
 costs: setup-dev model ## what /ask adds, pages a second (PDFS=<folder>), start-up times
 	@exec $(BIN)/python -m loadtest.costs $(if $(PDFS),--pdfs "$(PDFS)")
@@ -160,8 +176,9 @@ model: setup-dev ## the bundled model, as the engine reads it
 lock: setup-dev ## resolve requirements/*.in again; UPGRADE=1 takes newer versions
 	@exec $(BIN)/python deploy/lock_requirements.py
 
-docs: setup-dev ## write docs/configuration.md and the sample PDF from the code
+docs: setup-dev ## write docs/configuration.md, the dashboard and the sample PDF from the code
 	@$(BIN)/python -m deploy.configuration_page
+	@$(BIN)/python -m deploy.grafana_dashboard
 	@$(BIN)/python -m tests.pdfs docs/samples/handbook.pdf
 
 clean: ## remove environments, models and caches; DATA_DIR stays

@@ -215,8 +215,10 @@ def simulator(folder: Path, options: Sequence[str] = ()) -> Iterator[tuple[Progr
 
 
 @contextmanager
-def vllm(folder: Path, changes: Mapping[str, str]) -> Iterator[tuple[Program, str]]:
-    """model_server with vLLM and the bundled model, and where the engine listens."""
+def vllm(
+    folder: Path, changes: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tuple[Program, str]]:
+    """model_server with vLLM and the bundled model, and where the engine listens; or with `changes`."""
     control = free_port()
     settings = {
         "MODEL_SERVER_MODEL": str(MODEL_FOLDER),
@@ -244,6 +246,7 @@ def orchestrator(
     settings: Mapping[str, str] = MappingProxyType({}),
     *,
     ready_path: str = "/readyz",
+    port: int | None = None,
 ) -> Iterator[Program]:
     """
     An orchestrator in front of that engine, from when it is ready until the block ends.
@@ -253,8 +256,9 @@ def orchestrator(
         engine_url: Where the engine listens.
         settings: ORCHESTRATOR_* by name without the prefix.
         ready_path: Answers 200 once it is ready.
+        port: Where it listens; None is a free one.
     """
-    port = free_port()
+    port = port or free_port()
     wanted = {"PORT": str(port), "DATA_DIR": str(folder / "data"), "ENGINE_URL": engine_url}
     with running(
         ["orchestrator", "serve"],

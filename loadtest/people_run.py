@@ -1,0 +1,90 @@
+"""
+A load test from nothing: starts a service, sends people to it with locust, makes the report.
+
+    make loadtest [SHAPE=constant] [USERS=12] [MINUTES=10] [ENGINE=vllm] [TARGET=http://…]
+
+With TARGET the service runs already, and nothing is started. The exit code is 1 if an objective is missed.
+"""
+
+import argparse
+import contextlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loadtest import page
+from loadtest.programs import ROOT
+from loadtest.shapes import SHAPES
+from loadtest.stack import H100_LIKE, stack
+
+USERS = {"vllm": 12, "simulator": 200}
+"""What each engine takes with ease on two cores, at one act in half a minute each."""
+LATE_S = 900.0
+"""Longest time from the end of the shape until locust has waited for all that was open."""
+
+
+def main() -> int:
+    """Run it; gives the exit code."""
+    options = _options()
+    out: Path = options.out / time.strftime("%Y%m%d-%H%M%S")
+    out.mkdir(parents=True)
+    with _target(options, out) as (url, pid):
+        code = _locust(options, out, url, pid)
+    if not (out / "logbook.jsonl").exists():
+        print(f"locust ended with {code} and wrote nothing down", file=sys.stderr)
+        return code or 2
+    limits = dict(pair.split("=", 1) for pair in options.objective)
+    found = page.written(out / "logbook.jsonl", {name: float(v) for name, v in limits.items()})
+    return 0 if all(verdict.held for verdict in found) else 1
+
+
+@contextmanager
+def _target(options: argparse.Namespace, out: Path) -> Iterator[tuple[str, int | None]]:
+    """The service's URL and process: the one that was named, or one that is started here."""
+    if options.target:
+        yield options.target, None
+        return
+    with contextlib.ExitStack() as on:
+        folder = Path(on.enter_context(tempfile.TemporaryDirectory()))
+        started = on.enter_context(stack(options.engine, folder, simulator_options=H100_LIKE))
+        print(f"{options.engine} and tidegate are up; the report comes to {out}", flush=True)
+        yield started.orchestrator.url, started.orchestrator.process.pid
+
+
+def _locust(options: argparse.Namespace, out: Path, url: str, pid: int | None) -> int:
+    seconds = round(options.minutes * 60)
+    command = [
+        *(sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless"),
+        *("--host", url, "--users", str(options.users or USERS[options.engine])),
+        *("--run-time", f"{seconds}s", "--shape", options.shape, "--only-summary"),
+        *("--logbook", str(out / "logbook.jsonl"), "--html", str(out / "locust.html")),
+        *("--questions", options.questions, "--pdfs", options.pdfs, "--pid", str(pid or "")),
+        *("--answer-tokens", str(options.answer_tokens), "--think-s", str(options.think_s)),
+        *(part for limit in options.objective for part in ("--objective", limit)),
+    ]
+    return subprocess.run(command, cwd=ROOT, check=False, timeout=seconds + LATE_S).returncode
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    add = parser.add_argument
+    add("--shape", choices=sorted(SHAPES), default="constant")
+    add("--engine", choices=sorted(USERS), default="vllm")
+    add("--target", default="", help="URL of a service that runs already")
+    add("--users", type=int, default=0, help="people at 1x")
+    add("--minutes", type=float, default=10.0, help="length of the shape")
+    add("--think-s", type=float, default=30.0, help="mean seconds between two acts of a person")
+    add("--answer-tokens", type=int, default=48, help="mean of the longest answers, in tokens")
+    add("--questions", default="", help="file with pdf and question in each line")
+    add("--pdfs", default="", help="folder of PDFs to upload")
+    add("--objective", action="append", default=[], metavar="NAME=VALUE", help="another limit")
+    add("--out", type=Path, default=ROOT / "reports" / "loadtest")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
