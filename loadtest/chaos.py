@@ -28,6 +28,7 @@ from loadtest.client_rules import ClientRules
 from loadtest.figures import REFUSALS, Window, outcome, percentile, recovery_s, served_share
 from loadtest.generator import Record, Run, open_loop
 from loadtest.programs import commit, machine
+from loadtest.report import markdown
 
 CALM_S, AFTER_S = 5.0, 20.0
 AGAIN_S = 10.0
@@ -69,7 +70,7 @@ def pulled(
     future = generator.submit(open_loop, on.stack.target, run)
     time.sleep(CALM_S)
     pulled_s = time.monotonic() - began_s
-    with plug.pull(on, plug.out_s, broken):
+    with plug.pull(on, broken):
         time.sleep(max(pulled_s + plug.out_s - (time.monotonic() - began_s), 0))
         out_s = time.monotonic() - began_s
     back_s = time.monotonic() - began_s
@@ -150,13 +151,13 @@ def _run(
 
 
 def _table(seen: Sequence[Seen]) -> str:
-    rows = ["| plug | promise | what came | served again | |", "|---|---|---|---|---|"]
+    rows = []
     for one in seen:
         counts = ", ".join(f"{n} {word}" for word, n in sorted(one.outcomes.items()))
         again = "never" if one.again_s is None else f"{one.again_s:.1f} s"
         verdict = "held" if not one.broken else "BROKEN: " + "; ".join(one.broken)
-        rows.append(f"| {one.plug} | {one.promise} | {counts} | {again} | {verdict} |")
-    return "\n".join(rows)
+        rows.append([one.plug, one.promise, counts, again, verdict])
+    return markdown(["plug", "promise", "what came", "served again", ""], rows)
 
 
 def main() -> int:

@@ -2,7 +2,7 @@
 The plugs of `make chaos`: how each is pulled and put back, and what has to be seen meanwhile.
 
 A plug is a generator-based context: pulled on entering, put back on leaving. What it sees in between that
-breaks its own promise it appends to `stage_broken`; what holds for all of them is judged in `chaos.py`.
+breaks its own promise it appends to `broken`; what holds for all of them is judged in `chaos.py`.
 """
 
 import os
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import psutil
 
-from loadtest.chaos_stage import Stage, filled
+from loadtest.chaos_stage import Stage
+from tests.disks import fill
 from tests.pdfs import text_pdf
 
 READY_S = 5.0
@@ -24,7 +25,7 @@ LOOK_S = 0.2
 INSUFFICIENT_STORAGE = 507
 
 Broken = list[str]
-Pull = Callable[[Stage, float, Broken], AbstractContextManager[None]]
+Pull = Callable[[Stage, Broken], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Plug:
 
     Attributes:
         promise: What callers are promised, in words.
-        pull: Takes the stage, the seconds that it stays pulled, and the list for broken promises.
+        pull: Takes the stage, and the list for broken promises.
         out_s: How long it stays pulled.
         connections: Whether broken connections are part of it.
         served: Share of the arrivals that get a whole answer while it is pulled, at least.
@@ -51,23 +52,22 @@ class Plug:
 
 
 @contextmanager
-def engine_killed(stage: Stage, out_s: float, broken: Broken) -> Iterator[None]:
+def engine_killed(stage: Stage, broken: Broken) -> Iterator[None]:
     """EngineCore, or whatever the engine's own process is, ends at once."""
-    del out_s
-    restarts = _restarts(stage)
-    for process in stage.engine_processes():
+    restarts = stage.stack.keeper()["restarts"]
+    for process in stage.stack.engine_family():
         process.send_signal(signal.SIGKILL)
     yield
     stage.engine_ready()
-    if _restarts(stage) <= restarts:
+    if stage.stack.keeper()["restarts"] <= restarts:
         broken.append("model_server counted no restart of the engine")
 
 
 @contextmanager
-def engine_stopped(stage: Stage, out_s: float, broken: Broken) -> Iterator[None]:
+def engine_stopped(stage: Stage, broken: Broken) -> Iterator[None]:
     """All its processes stand still, connections open."""
-    del out_s, broken
-    processes = stage.engine_processes()
+    del broken
+    processes = stage.stack.engine_family()
     for process in processes:
         process.suspend()
     try:
@@ -81,8 +81,8 @@ def by_proxy(**faults: object) -> Pull:
     """The proxy does this to the questions, for as long as it is pulled."""
 
     @contextmanager
-    def pull(stage: Stage, out_s: float, broken: Broken) -> Iterator[None]:
-        del out_s, broken
+    def pull(stage: Stage, broken: Broken) -> Iterator[None]:
+        del broken
         stage.proxy.play(only=b"POST /v1/chat", **faults)
         try:
             yield
@@ -93,11 +93,11 @@ def by_proxy(**faults: object) -> Pull:
 
 
 @contextmanager
-def metrics_dead(stage: Stage, out_s: float, broken: Broken) -> Iterator[None]:
+def metrics_dead(stage: Stage, broken: Broken) -> Iterator[None]:
     """The engine's metrics are never answered: an alarm, and never taken for idle."""
     stage.proxy.play(only=b"GET /metrics", silent=True)
     try:
-        time.sleep(min(STALE_WITHIN_S, out_s))
+        time.sleep(STALE_WITHIN_S)
         if not stage.stack.status()["gate"]["engine_metrics_stale"]:
             broken.append(f"engine_metrics_stale is not told after {STALE_WITHIN_S:g} s")
         yield
@@ -108,9 +108,8 @@ def metrics_dead(stage: Stage, out_s: float, broken: Broken) -> Iterator[None]:
 
 
 @contextmanager
-def orchestrator_killed(stage: Stage, out_s: float, broken: Broken) -> Iterator[None]:
+def orchestrator_killed(stage: Stage, broken: Broken) -> Iterator[None]:
     """Killed with -9, and started again at once, as `make run` does."""
-    del out_s
     before = stage.documents()
     os.kill(stage.stack.orchestrator.process.pid, signal.SIGKILL)
     stage.stack.orchestrator.process.wait()
@@ -123,25 +122,26 @@ def orchestrator_killed(stage: Stage, out_s: float, broken: Broken) -> Iterator[
 
 
 @contextmanager
-def disk_full(stage: Stage, out_s: float, broken: Broken) -> Iterator[None]:
+def disk_full(stage: Stage, broken: Broken) -> Iterator[None]:
     """No byte is left: uploads are told so, questions go on; with space all is as before."""
-    del out_s
     if stage.disk is None:
         raise ValueError("there is no disk of its own to fill")
-    with filled(stage.disk):
+    filler = fill(stage.disk)
+    try:
         answer = stage.upload("full.pdf", text_pdf(["There is no room for this page."]))
         if answer.status_code != INSUFFICIENT_STORAGE:
             broken.append(f"an upload was answered {answer.status_code}, not 507")
         yield
+    finally:
+        filler.unlink()
     answer = stage.upload("after.pdf", text_pdf(["There is room for this page again."]))
     if not answer.is_success:
         broken.append(f"with space again an upload was answered {answer.status_code}")
 
 
 @contextmanager
-def embedder_killed(stage: Stage, out_s: float, broken: Broken) -> Iterator[None]:
+def embedder_killed(stage: Stage, broken: Broken) -> Iterator[None]:
     """Searches go by words and say so, until another one is up."""
-    del out_s
     children = psutil.Process(stage.stack.orchestrator.process.pid).children(recursive=True)
     victims = [p for p in children if "embedder_process" in " ".join(p.cmdline())]
     if not victims:
@@ -152,9 +152,9 @@ def embedder_killed(stage: Stage, out_s: float, broken: Broken) -> Iterator[None
 
 
 @contextmanager
-def nothing(stage: Stage, out_s: float, broken: Broken) -> Iterator[None]:
+def nothing(stage: Stage, broken: Broken) -> Iterator[None]:
     """Nothing breaks; more people come."""
-    del stage, out_s, broken
+    del stage, broken
     yield
 
 
@@ -189,10 +189,6 @@ PLUGS = (
     Plug("disk full", "uploads get 507, questions are answered", disk_full, served=0.9),
     Plug("storm", "refused in milliseconds, the others answered", nothing, storm_x=20.0),
 )
-
-
-def _restarts(stage: Stage) -> int:
-    return int(stage.keeper.http.get("/state").raise_for_status().json()["restarts"])
 
 
 def _until(holds: Callable[[], bool], *, within_s: float = STALE_WITHIN_S) -> bool:

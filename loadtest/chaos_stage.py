@@ -6,8 +6,6 @@ is started again on the same port and the same data when it was killed.
 """
 
 import contextlib
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import psutil
 
 from deploy.stack_options import LOOKAHEAD
 from loadtest import corpus
-from loadtest.generator import Target
 from loadtest.programs import Program, free_port, wait_until_up
-from loadtest.stack import H100_LIKE, MODEL_FOLDER, NUM_SEQS, EngineName, Stack, orchestrator, vllm
+from loadtest.stack import (
+    H100_LIKE,
+    MODEL_FOLDER,
+    NUM_SEQS,
+    EngineName,
+    Stack,
+    orchestrator,
+    target,
+    vllm,
+)
 from tests.chaos_proxy import ChaosProxy, proxying
+from tests.disks import small_disk
 from tests.unit.model_server.making import write_model
 
 DISK_BYTES = 256 * 1024 * 1024
@@ -56,11 +62,6 @@ class Stage:
     def url(self) -> str:
         """Of the orchestrator, before and after it was killed."""
         return f"http://127.0.0.1:{self._port}"
-
-    def engine_processes(self) -> list[psutil.Process]:
-        """All processes of the engine: those below the guard that model_server names."""
-        pid = self.keeper.http.get("/state").raise_for_status().json()["pid"]
-        return psutil.Process(pid).children(recursive=True)
 
     def engine_ready(self, *, within_s: float = UP_WITHIN_S) -> float:
         """Wait until the engine is ready; gives the seconds that it took."""
@@ -105,7 +106,7 @@ def stage(engine: EngineName, folder: Path) -> Iterator[Stage]:
         folder: For data and logs.
     """
     with contextlib.ExitStack() as on:
-        disk = on.enter_context(_disk(folder / "disk"))
+        disk = on.enter_context(small_disk(folder / "disk", DISK_BYTES))
         changes = {} if engine == "vllm" else _simulator(folder)
         keeper, engine_url = on.enter_context(vllm(folder, changes))
         proxy = on.enter_context(proxying(engine_url))
@@ -122,15 +123,7 @@ def stage(engine: EngineName, folder: Path) -> Iterator[Stage]:
         wait_until_up(program, "embedder", within_s=UP_WITHIN_S)
         corpus.upload(program.http)
         bare = corpus.prompts(corpus.CPU_SIZES if engine == "vllm" else corpus.GPU_SIZES)
-        address = httpx2.URL(engine_url)
-        target = Target(
-            engine=(address.host, address.port or 80),
-            orchestrator=program.address,
-            model=str(client.get("/v1/models").json()["data"][0]["id"]),
-            bands=True,
-            pool=tuple(bare),
-        )
-        running = Stack(keeper, client, program, target)
+        running = Stack(keeper, client, program, target(client, program, bare))
         yield Stage(keeper, proxy, disk, running, folder, settings, port, on)
 
 
@@ -143,35 +136,3 @@ def _simulator(folder: Path) -> dict[str, str]:
         "MODEL_SERVER_DEVICE": "cpu",
         "MODEL_SERVER_ENGINE_ARGS": " ".join(options),
     }
-
-
-@contextmanager
-def _disk(place: Path) -> Iterator[Path | None]:
-    """A small disk; None where only root may mount one, and we are not."""
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        yield None
-        return
-    try:
-        yield place
-    finally:
-        # Whoever still holds a file keeps the disk until it ends.
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
-@contextmanager
-def filled(disk: Path) -> Iterator[None]:
-    """Take all that is left of a disk, for the length of the block."""
-    filler = disk / "filler"
-    block = shutil.disk_usage(disk).free
-    try:
-        with filler.open("wb", buffering=0) as file:
-            while block:
-                try:
-                    file.write(b"x" * block)
-                except OSError:
-                    block //= 2
-        yield
-    finally:
-        filler.unlink(missing_ok=True)

@@ -166,7 +166,7 @@ def _outcome(status: int, text: str) -> str:
 
 def kill_once(running: Stack, part: str, rng: random.Random) -> Kill:
     """Wait for a random moment under load, kill one process, and see what comes of it."""
-    family = _family(running)
+    family = running.engine_family()
     memory = MemoryWatch(device=find_cpu, environ={}, nvml=None)
     held = memory.returnable_bytes(running.keeper()["pid"]) or 0
     (victim,) = [p for p in family if PARTS[part] in " ".join(p.cmdline())]
@@ -192,11 +192,6 @@ def kill_once(running: Stack, part: str, rng: random.Random) -> Kill:
         memory_back=freed / held,
         documents_kept=_documents(running) == documents,
     )
-
-
-def _family(running: Stack) -> list[psutil.Process]:
-    """Every process of the engine: all below the guard that model_server names."""
-    return psutil.Process(running.keeper()["pid"]).children(recursive=True)
 
 
 def _free_bytes() -> int:

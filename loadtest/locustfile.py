@@ -53,11 +53,14 @@ class Crew:
         options = environment.parsed_options or Namespace()
         self._environment = environment
         self._options = options
+        # Before anything is sent: a name that is none should not cost a whole run.
+        self._limits = objectives.limits(options.objective or [])
+        objectives.verdicts(Logbook(), self._limits)
         self.seconds = float(options.run_time or 600)
         self.phases = SHAPES[options.shape]
         self.began_s = time.monotonic()
         self.book = Logbook(about=_about(environment, self.seconds))
-        self.questions = (
+        questions = (
             workload.read_questions(Path(options.questions))
             if options.questions
             else [workload.Question("handbook.pdf", one.question) for one in HANDBOOK_QUESTIONS]
@@ -66,7 +69,7 @@ class Crew:
             mix=Mix(mean_tokens=options.answer_tokens, cap_tokens=4 * options.answer_tokens),
             think_s=options.think_s,
         )
-        self.workload = workload.Workload(self.questions, habits, seed=options.seed)
+        self.workload = workload.Workload(questions, habits, seed=options.seed)
         self._rules = ClientRules()
         url = str(environment.host).rstrip("/")
         self.people = People(
@@ -124,7 +127,7 @@ class Crew:
         ready = [e.document for e in self.book.entries if e.document]
         self.book.lost_documents = self.people.still_there(ready)
         logbook.write(self.book, Path(self._options.logbook))
-        return objectives.verdicts(self.book, _limits(self._options.objective or []))
+        return objectives.verdicts(self.book, self._limits)
 
     def _counted(self) -> tuple[int, int]:
         runner = self._environment.runner
@@ -242,11 +245,6 @@ def _stop(environment: Environment, **_: object) -> None:
         if not verdict.held:
             sys.stderr.write(f"MISSED: {verdict.objective.what}: {verdict.value:g}\n")
     environment.process_exit_code = 0 if all(verdict.held for verdict in found) else 1
-
-
-def _limits(texts: list[str]) -> dict[str, float]:
-    pairs = (text.partition("=") for text in texts)
-    return {name: float(value) for name, _, value in pairs}
 
 
 def _model(url: str) -> str:

@@ -84,6 +84,23 @@ def verdicts(book: Logbook, changed: Mapping[str, float] = MappingProxyType({}))
     return [Verdict(objective, objective.value(book)) for objective in wanted]
 
 
+def limits(texts: Sequence[str]) -> dict[str, float]:
+    """
+    Limits by name, of NAME=VALUE as people write them.
+
+    Raises:
+        ValueError: If one is not that.
+    """
+    found = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError as exc:
+            raise ValueError(f"{text!r} is no limit: write NAME=VALUE, first_token_s=5") from exc
+    return found
+
+
 def _hung(book: Logbook) -> float:
     return float(sum(entry.outcome == "hung" for entry in book.entries))
 

@@ -43,8 +43,7 @@ def main() -> int:
     parser.add_argument("logbook", type=Path)
     parser.add_argument("--objective", action="append", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()
-    changed = dict(pair.split("=", 1) for pair in options.objective)
-    found = written(options.logbook, {name: float(value) for name, value in changed.items()})
+    found = written(options.logbook, objectives.limits(options.objective))
     return 0 if all(verdict.held for verdict in found) else 1
 
 
@@ -135,7 +134,7 @@ def _page(book: Logbook, rows: Sequence[Mapping[str, Any]], found: Sequence[Verd
         f"<tr><th>{html.escape(str(name))}</th><td>{html.escape(str(value))}</td></tr>"
         for name, value in book.about.items()
     )
-    drawn = "\n".join(f"<figure>{picture}</figure>" for picture in _pictures(book))
+    drawn = "\n".join(f"<figure>{picture}</figure>" for picture in _pictures(book, rows))
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Load test: {html.escape(str(book.about["shape"]))}</title>
 <style>
@@ -153,15 +152,15 @@ figure {{ margin: 1.5rem 0; }} svg {{ max-width: 100%; height: auto; }}
 """
 
 
-def _pictures(book: Logbook) -> list[str]:
+def _pictures(book: Logbook, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """In the order in which a run is understood: what was asked, what came of it, and what it cost."""
     seconds = float(book.about["seconds"])
     width_s = max(seconds / BINS, 1.0)
     at_s = [n * width_s for n in range(round(seconds / width_s))]
     asked = [e for e in book.entries if e.kind != "upload"]
-    codes = [(e, _code(e)) for e in asked if e.outcome in {"told", "failed", "cut"}]
-    offered = [row["asked a second"] for row in phase_rows(book)]
-    served = [row["answered a second"] for row in phase_rows(book)]
+    lost = [e for e in asked if e.outcome in {"told", "failed", "cut"}]
+    offered = [row["asked a second"] for row in rows]
+    served = [row["answered a second"] for row in rows]
     top = max(offered, default=0.0)
     ranked = sorted(zip(offered, served, strict=True))
     return [
@@ -194,7 +193,7 @@ def _pictures(book: Logbook) -> list[str]:
         pictures.stacked(
             "Refusals and failures, by code",
             at_s,
-            _binned([e for e, _ in codes], _code, at_s, width_s),
+            _binned(lost, _code, at_s, width_s),
             x="seconds",
             y=f"in {width_s:.3g} s",
         ),

@@ -7,8 +7,7 @@ for the answer before the next act.
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -170,8 +169,11 @@ class People:
 
     def _answered(self, path: str, headers: Mapping[str, str], **body: Any) -> Answer:
         began_s = time.monotonic()
+        limits = (CONNECT_S, self._rules.patience_s + self._rules.grace_s)
         try:
-            with self._post(path, headers, **body) as response:
+            with self._http.post(
+                self._url + path, headers=dict(headers), stream=True, timeout=limits, **body
+            ) as response:
                 found = {name.lower(): value for name, value in response.headers.items()}
                 stream: Stream | None = None
                 payload: Mapping[str, Any]
@@ -191,16 +193,6 @@ class People:
             took_s=time.monotonic() - began_s,
         )
         return Answer(tried, found, stream, payload)
-
-    @contextmanager
-    def _post(
-        self, path: str, headers: Mapping[str, str], **body: Any
-    ) -> Iterator[requests.Response]:
-        limits = (CONNECT_S, self._rules.patience_s + self._rules.grace_s)
-        with self._http.post(
-            self._url + path, headers=dict(headers), stream=True, timeout=limits, **body
-        ) as response:
-            yield response
 
     def _upload(self, act: Act, entry: Entry, key: str) -> None:
         """A document nobody has uploaded before, until it can be searched."""

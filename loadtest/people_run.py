@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from loadtest import page
+from loadtest import objectives, page
+from loadtest.logbook import Logbook
 from loadtest.programs import ROOT
 from loadtest.shapes import SHAPES
 from loadtest.stack import H100_LIKE, stack
@@ -30,6 +31,12 @@ LATE_S = 900.0
 def main() -> int:
     """Run it; gives the exit code."""
     options = _options()
+    try:  # before anything is started
+        limits = objectives.limits(options.objective)
+        objectives.verdicts(Logbook(), limits)
+    except ValueError as exc:
+        print(exc, file=sys.stderr)
+        return 2
     out: Path = options.out / time.strftime("%Y%m%d-%H%M%S")
     out.mkdir(parents=True)
     with _target(options, out) as (url, pid):
@@ -37,8 +44,7 @@ def main() -> int:
     if not (out / "logbook.jsonl").exists():
         print(f"locust ended with {code} and wrote nothing down", file=sys.stderr)
         return code or 2
-    limits = dict(pair.split("=", 1) for pair in options.objective)
-    found = page.written(out / "logbook.jsonl", {name: float(v) for name, v in limits.items()})
+    found = page.written(out / "logbook.jsonl", limits)
     return 0 if all(verdict.held for verdict in found) else 1
 
 

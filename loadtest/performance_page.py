@@ -17,6 +17,7 @@ from typing import Any
 from loadtest import pictures
 from loadtest.pictures import Line
 from loadtest.programs import ROOT
+from loadtest.report import markdown
 
 PAGE = ROOT / "docs" / "performance.md"
 NAMES = {
@@ -75,10 +76,10 @@ def section(run: Mapping[str, Any]) -> str:
         lines += [
             f"![goodput against offered load]({_picture(run)})",
             "",
-            _table(HEADINGS, rows),
+            markdown(HEADINGS, rows),
             "",
         ]
-    checks = _table(["what", "median", "least to greatest", "objective", ""], _checks(run))
+    checks = markdown(["what", "median", "least to greatest", "objective", ""], _checks(run))
     return "\n".join([*lines, checks, ""])
 
 
@@ -192,11 +193,6 @@ def _scenarios(run: Mapping[str, Any]) -> list[str]:
 def _picture(run: Mapping[str, Any]) -> str:
     """Its path from the page."""
     return f"pictures/curve-{str(run['engine']).split(' ', 1)[0]}.svg"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def progress(result: Result) -> str:
 def runs_table(results: Sequence[Result]) -> str:
     """Markdown: one row a kind of run, medians of the repeats, and the spread of the goodput."""
     rows = [[text(same) for _, text in COLUMNS] for same in _repeats(results)]
-    return _markdown([name for name, _ in COLUMNS], rows)
+    return markdown([name for name, _ in COLUMNS], rows)
 
 
 def checks_table(found: Iterable[Verdict]) -> str:
@@ -75,7 +75,7 @@ def checks_table(found: Iterable[Verdict]) -> str:
         ]
         for verdict in found
     ]
-    return _markdown(["scenario", "what", "median (spread)", "objective", ""], rows)
+    return markdown(["scenario", "what", "median (spread)", "objective", ""], rows)
 
 
 def outcomes_table(results: Sequence[Result]) -> str:
@@ -87,7 +87,7 @@ def outcomes_table(results: Sequence[Result]) -> str:
             total.update(run.figures.outcomes)
         listed = ", ".join(f"{what} {n}" for what, n in sorted(total.items()))
         rows.append([runs[0].scenario, _load(runs[0]), runs[0].system, listed])
-    return _markdown(["scenario", "load", "system", "logical requests by outcome"], rows)
+    return markdown(["scenario", "load", "system", "logical requests by outcome"], rows)
 
 
 def write_json(
@@ -184,7 +184,8 @@ def _cpu(same: Sequence[Result]) -> str:
     return " / ".join(parts)
 
 
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

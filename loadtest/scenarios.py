@@ -282,9 +282,10 @@ def goodput(results: Sequence[Result]) -> tuple[Check, ...]:
 
     Each repeat counts in parts of its own mean, since a machine that others share is faster in one
     than in the next; the two turns of a repeat count as one. Peaks are the best medians: the best
-    single run would be the luckiest of dozens. The best of all systems is only shown. Where everything runs on the same cores, the embedder takes
-    from the engine what those who bring their prompts along leave to it; `throughput` has what
-    tidegate itself costs. Lesser answers are cheaper, so full ones are compared with full ones.
+    single run would be the luckiest of dozens. The best of all systems is only shown: where
+    everything runs on the same cores, the embedder takes from the engine what those who bring their
+    prompts along leave to it; `throughput` has what tidegate itself costs. Lesser answers are
+    cheaper, so full ones are compared with full ones.
     """
     curves = [r for r in results if r.scenario == "curve"]
     ours = [r for r in curves if r.system == "tidegate"]

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import httpx2
+import psutil
 
 from deploy.stack_options import LOOKAHEAD
 from loadtest import corpus
@@ -90,9 +91,13 @@ class Stack:
         return found
 
     def keeper(self) -> dict[str, Any]:
-        """The /state of model_server; of a stack with vLLM alone."""
+        """The /state of model_server; of a stack that has one."""
         found: dict[str, Any] = self.engine_process.http.get("/state").raise_for_status().json()
         return found
+
+    def engine_family(self) -> list[psutil.Process]:
+        """Every process of the engine: all below the guard that model_server names."""
+        return psutil.Process(self.keeper()["pid"]).children(recursive=True)
 
     def snapshot(self) -> Snapshot:
         """Every counter, now."""
@@ -191,15 +196,19 @@ def stack(
         ours = on.enter_context(orchestrator(folder, url, wanted))
         corpus.upload(ours.http)
         bare = corpus.prompts(corpus.CPU_SIZES if engine == "vllm" else corpus.GPU_SIZES)
-        address = httpx2.URL(url)
-        target = Target(
-            engine=(address.host, address.port or 80),
-            orchestrator=ours.address,
-            model=str(client.get("/v1/models").json()["data"][0]["id"]),
-            bands="priority" in ours.http.get("/openapi.json").text,
-            pool=tuple(corpus.assembled(ours.http, bare)),
-        )
-        yield Stack(process, client, ours, target)
+        pool = corpus.assembled(ours.http, bare)
+        yield Stack(process, client, ours, target(client, ours, pool))
+
+
+def target(engine: httpx2.Client, ours: Program, pool: Sequence[corpus.Prompt]) -> Target:
+    """Engine and orchestrator as the generator needs them."""
+    return Target(
+        engine=(engine.base_url.host, engine.base_url.port or 80),
+        orchestrator=ours.address,
+        model=str(engine.get("/v1/models").json()["data"][0]["id"]),
+        bands="priority" in ours.http.get("/openapi.json").text,
+        pool=tuple(pool),
+    )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from tests import pdfs
+from tests.disks import fill, small_disk
 from tests.running import Program, orchestrator
 
 DISK_BYTES = 64 * 1024 * 1024
@@ -22,14 +23,10 @@ BODY = {"question": "Where is the zeppelin hangar?"}
 @pytest.fixture
 def disk(tmp_path):
     """A small disk of our own."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(place)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("only root may mount a disk of its own, and we are not")
-    yield place
-    # Whoever still holds a file keeps the disk until it ends.
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
+    with small_disk(tmp_path / "disk", DISK_BYTES) as place:
+        if place is None:
+            pytest.skip("only root may mount a disk of its own, and we are not")
+        yield place
 
 
 @pytest.fixture
@@ -50,19 +47,6 @@ def upload(program: Program, pages: list[str], *, wait: bool = True) -> httpx2.R
         timeout=WAIT_S,
         trust_env=False,
     )
-
-
-def fill(disk: Path) -> Path:
-    """Take all that is left of the disk."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file:
-        block = b"x" * 65536
-        while block:
-            try:
-                file.write(block)
-            except OSError:
-                block = block[: len(block) // 2]
-    return filler
 
 
 def found(program: Program) -> list[str]:

@@ -230,6 +230,17 @@ def test_limits_can_be_set_and_names_are_checked():
         objectives.verdicts(book(entry(1.0)), {"ttft": 1.0})
 
 
+def test_a_limit_that_is_none_is_told():
+    """NAME=VALUE is read, and anything else is refused with how to write it."""
+    assert objectives.limits(["first_token_s=5", "served=0.8"]) == {
+        "first_token_s": 5.0,
+        "served": 0.8,
+    }
+    for text in ("first_token_s", "first_token_s=soon"):
+        with pytest.raises(ValueError, match="NAME=VALUE"):
+            objectives.limits([text])
+
+
 def test_an_empty_run_has_nothing_to_hold():
     """Without acts there is no share and no percentile, and no division by zero."""
     assert missed(book()) == set()
