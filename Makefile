@@ -14,9 +14,9 @@ SENTENCES := $(BIN)/interrogate --fail-under 100 --whitelist-regex '^test_'
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit simulation test-integration test-contract check loadtest soak chaos report costs relay \
+.PHONY: help run test test-unit simulation test-integration test-contract check loadtest soak chaos chaos-red report costs relay \
         overload seed-attack engine-kills crash-kills upload-loop ingest engine-options false-kills before-after plans bench-gpu test-gpu nasty quality answers search-sizes \
-        setup setup-dev model lock docs clean safeguards
+        setup setup-dev tools model lock docs clean safeguards
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,7 +45,7 @@ simulation: setup-dev ## the gate against a model of an engine, in virtual time;
 	@echo "== simulation"
 	@$(BIN)/pytest -q -s tests/simulation
 
-test-integration: setup-dev ## real processes and loopback sockets
+test-integration: setup-dev tools ## real processes and loopback sockets
 	@echo "== integration"
 	@$(BIN)/pytest -q tests/integration
 
@@ -73,19 +73,25 @@ check: setup-dev ## format, lint, types, import contracts, test sentences, conta
 	@$(BIN)/pytest -qq --collect-only tests > /dev/null || { $(BIN)/pytest -q --collect-only tests | tail -20; exit 1; }
 	@echo "all checks passed"
 
-loadtest: setup-dev $(if $(TARGET),,$(if $(filter simulator,$(ENGINE)),,model)) ## people on locust: SHAPE=constant|step|burst|soak|attack USERS= MINUTES=10 ENGINE=vllm|simulator TARGET=<url>
+loadtest: setup-dev $(if $(TARGET),,$(if $(filter simulator,$(ENGINE)),,model)) ## people on locust: SHAPE=constant|step|burst|soak|attack USERS= MINUTES=10 ENGINE=vllm|simulator TARGET=<url> TRACE=<file> SPEED=
 	@exec $(BIN)/python -m loadtest.people_run $(if $(SHAPE),--shape $(SHAPE)) \
 	    $(if $(ENGINE),--engine $(ENGINE)) $(if $(TARGET),--target "$(TARGET)") \
 	    $(if $(USERS),--users $(USERS)) $(if $(MINUTES),--minutes $(MINUTES)) \
+	    $(if $(KILL_ENGINE_S),--kill-engine-s $(KILL_ENGINE_S)) \
+	    $(if $(TRACE),--trace "$(TRACE)") $(if $(SPEED),--speed $(SPEED)) \
 	    $(if $(THINK_S),--think-s $(THINK_S)) $(if $(QUESTIONS),--questions "$(QUESTIONS)") \
 	    $(if $(PDFS),--pdfs "$(PDFS)") $(foreach limit,$(OBJECTIVES),--objective $(limit))
 
-soak: ## an hour of people at twice what the service takes with ease
-	@$(MAKE) loadtest SHAPE=soak MINUTES=$(or $(MINUTES),60)
+soak: ## an hour of people at twice what the service takes with ease; the engine is killed every five minutes
+	@$(MAKE) loadtest SHAPE=soak MINUTES=$(or $(MINUTES),60) \
+	    $(if $(TARGET)$(filter simulator,$(ENGINE)),,KILL_ENGINE_S=$(or $(KILL_ENGINE_S),300))
 
-chaos: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## pull plugs under load, and hold what comes against what is promised: ENGINE=simulator PLUGS="engine killed,storm"
+chaos: setup-dev tools $(if $(filter vllm,$(ENGINE)),model) ## pull plugs under load, and hold what comes against what is promised: ENGINE=simulator PLUGS="engine killed,storm"
 	@exec $(BIN)/python -m loadtest.chaos $(if $(ENGINE),--engine $(ENGINE)) \
 	    $(if $(PLUGS),--plugs "$(PLUGS)") $(if $(OUT),--out "$(OUT)")
+
+chaos-red: setup-dev tools ## each plug with a safeguard taken out: show that a promise is broken then
+	@exec $(BIN)/python -m tests.chaos_red
 
 report: setup-dev ## docs/performance.md from what `make overload` wrote: FROM="<json> <json>"
 	@test -n "$(FROM)" || { echo 'say from what: make report FROM="reports/overload.json"'; exit 2; }
@@ -97,10 +103,11 @@ costs: setup-dev model ## what /ask adds, pages a second (PDFS=<folder>), start-
 relay: setup-dev ## chunks a second that one core relays, from an engine to its clients
 	@exec $(BIN)/python -m loadtest.relay
 
-overload: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## tidegate against baselines: ENGINE=simulator|vllm SCENARIO=all REPEATS=3 SECONDS=60 LOADS=0.5,0.9,1,2,10
+overload: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## tidegate against baselines: ENGINE=simulator|vllm SCENARIO=all REPEATS=3 SECONDS=60 LOADS=0.5,0.9,1,2,10 NAIVE=1 BESIDE="name=http://…"
 	@exec $(BIN)/python -m loadtest.overload --engine $(or $(ENGINE),simulator) \
 	    $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(REPEATS),--repeats $(REPEATS)) \
-	    $(if $(SECONDS),--seconds $(SECONDS)) $(if $(LOADS),--loads $(LOADS)) $(if $(OUT),--out "$(OUT)")
+	    $(if $(SECONDS),--seconds $(SECONDS)) $(if $(LOADS),--loads $(LOADS)) $(if $(OUT),--out "$(OUT)") \
+	    $(if $(NAIVE),--naive) $(if $(BESIDE),--beside "$(BESIDE)")
 
 engine-kills: setup-dev model ## kill -9 of the engine's processes under load, each KILLS=20 times
 	@exec $(BIN)/python -m loadtest.engine_kills $(if $(KILLS),--kills $(KILLS)) \
@@ -170,6 +177,9 @@ setup: ## the environments that `make run` needs
 setup-dev: ## the environments with tests and checks
 	@ENGINE_URL= $(SETUP) --dev
 
+tools: ## programs from Debian that tests use, unpacked under .tools; none where there is no apt
+	@$(PYTHON) deploy/debian_programs.py prometheus
+
 model: setup-dev ## the bundled model, as the engine reads it
 	@$(ENGINE_BIN)/python deploy/prepare_model.py >/dev/null
 
@@ -182,7 +192,7 @@ docs: setup-dev ## write docs/configuration.md, the dashboard and the sample PDF
 	@$(BIN)/python -m tests.pdfs docs/samples/handbook.pdf
 
 clean: ## remove environments, models and caches; DATA_DIR stays
-	@rm -rf .venv .venv-engine .models build reports .pytest_cache .mypy_cache .ruff_cache \
+	@rm -rf .venv .venv-engine .models .tools build reports .pytest_cache .mypy_cache .ruff_cache \
 	    .hypothesis .import_linter_cache *.egg-info
 	@find orchestrator model_server tests deploy loadtest -name __pycache__ -type d -prune \
 	    -exec rm -rf {} +

@@ -1,17 +1,30 @@
 """One run: load on one system, and everything that is measured around it."""
 
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from loadtest import corpus
 from loadtest.arrivals import Ask, Flow, Mix, schedule
 from loadtest.client_rules import ClientRules
 from loadtest.corpus import NONCE
 from loadtest.figures import RETRIEVAL_ONLY, Figures, Window, figures
-from loadtest.generator import Record, Run, Sent, closed_loop, one_by_one, open_loop
-from loadtest.stack import Snapshot, Stack
-from loadtest.systems import SystemName
+from loadtest.generator import (
+    Other,
+    Record,
+    Run,
+    Sent,
+    Target,
+    closed_loop,
+    one_by_one,
+    open_loop,
+)
+from loadtest.stack import MODEL_FOLDER, Snapshot, Stack, naive_service
+from loadtest.systems import NAIVE, SYSTEMS, SystemName
 
 LOADS_X = (0.5, 0.9, 1.0, 2.0, 10.0)
 WARM_UP_SHARE = 0.5
@@ -82,6 +95,7 @@ class Bench:
         seed: Of this repeat.
         on_result: Told of each run as it ends.
         loads_x: The multiples of the capacity that the curve offers.
+        systems: Whom the curve compares.
         drifts: Whether the engine is slower when the machine is, which others may share.
     """
 
@@ -93,6 +107,7 @@ class Bench:
     seed: int
     on_result: Callable[[Result], None]
     loads_x: tuple[float, ...] = LOADS_X
+    systems: tuple[SystemName, ...] = SYSTEMS
     drifts: bool = False
     capacity_rps: float = 1.0
 
@@ -191,13 +206,13 @@ class Bench:
         clients: int | None,
     ) -> Result:
         self._engine_runs_dry()
-        before = self.stack.snapshot()
-        began_s = time.monotonic()
-        target = self.stack.target
-        if clients is None:
-            sent = self.generator.submit(open_loop, target, run).result()
-        else:
-            sent = self.generator.submit(closed_loop, target, run, clients=clients).result()
+        with self._asked(run.system) as target:
+            before = self.stack.snapshot()
+            began_s = time.monotonic()
+            if clients is None:
+                sent = self.generator.submit(open_loop, target, run).result()
+            else:
+                sent = self.generator.submit(closed_loop, target, run, clients=clients).result()
         leaks = self.stack.leaks(before) if run.system == "tidegate" else []
         after = self.stack.snapshot()
         took_s = time.monotonic() - began_s
@@ -219,6 +234,29 @@ class Bench:
         )
         self.on_result(result)
         return result
+
+    @contextmanager
+    def _asked(self, system: SystemName) -> Iterator[Target]:
+        """
+        Where the load goes; the naive service is new for each run, with its model in memory.
+
+        What one run has left it to do would last far into the next.
+        """
+        target = self.stack.target
+        if system != NAIVE:
+            yield target
+            return
+        tokens = round(self.mix.mean_tokens)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            naive_service(Path(folder) / "naive.log", answer_tokens=tokens) as program,
+        ):
+            corpus.upload(program.http)
+            question = target.pool[0].question
+            program.http.post("/ask", json={"question": question}).raise_for_status()
+            naive = Other(program.address, str(MODEL_FOLDER))
+            yield replace(target, others=(*target.others, (NAIVE, naive)))
+            program.process.kill()
 
     def _engine_runs_dry(self) -> None:
         """Wait until nothing of the run before is left."""

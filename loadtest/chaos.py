@@ -3,10 +3,11 @@ Pulls plugs on a service under load, and holds what comes against what is promis
 
     make chaos [ENGINE=simulator] [PLUGS="engine killed,storm"] [OUT=reports/chaos.json]
 
-Starts model_server, its engine and the orchestrator on free loopback ports. For each plug: people ask at
-half of what it can do, the plug is pulled, put back, and they go on asking. Nobody may hang or get half an
-answer, whoever is not answered is told, within ten seconds everybody is served again, and nothing is left
-behind. Only processes that were started here are touched. The exit code is 1 if a promise was broken.
+Starts model_server, its engine and the orchestrator on free loopback ports, and a Prometheus if there is
+one. For each plug: people ask at half of what it can do, the plug is pulled, put back, and they go on
+asking. Nobody may hang or get half an answer, whoever is not answered is told, the alarms that are meant
+for it are raised, within ten seconds everybody is served again, and nothing is left behind. Only
+processes that were started here are touched. The exit code is 1 if a promise was broken.
 """
 
 import argparse
@@ -21,13 +22,23 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from deploy import grafana_dashboard
 from loadtest.arrivals import Flow, Mix, schedule
-from loadtest.chaos_plugs import PLUGS, Broken, Plug
-from loadtest.chaos_stage import Stage, stage
+from loadtest.chaos_plugs import PLUGS, Plug
+from loadtest.chaos_stage import WITHOUT, Gone, Stage, stage
 from loadtest.client_rules import ClientRules
-from loadtest.figures import REFUSALS, Window, outcome, percentile, recovery_s, served_share
+from loadtest.figures import (
+    REFUSALS,
+    Window,
+    answered_share,
+    outcome,
+    percentile,
+    recovery_s,
+    served_share,
+)
 from loadtest.generator import Record, Run, open_loop
-from loadtest.programs import commit, machine
+from loadtest.programs import commit, end_in_order, machine
+from loadtest.prometheus import HOW_TO_GET, Prometheus
 from loadtest.report import markdown
 
 CALM_S, AFTER_S = 5.0, 20.0
@@ -48,6 +59,7 @@ class Seen:
     Attributes:
         outcomes: Of those who asked while it was pulled, and until the end.
         again_s: From its being back until nine tenths were served; None if they never were.
+        raised: Alarms that were seen raised from its being pulled until the end.
         broken: Promises that did not hold, in words.
     """
 
@@ -55,6 +67,7 @@ class Seen:
     promise: str
     outcomes: dict[str, int]
     again_s: float | None
+    raised: tuple[str, ...]
     broken: tuple[str, ...]
 
 
@@ -65,23 +78,34 @@ def pulled(
     rules = ClientRules()
     before = on.stack.snapshot()
     run, end_s = _run(on, plug, options, rules)
-    broken: Broken = []
+    broken: list[str] = []
     began_s = time.monotonic()
     future = generator.submit(open_loop, on.stack.target, run)
     time.sleep(CALM_S)
     pulled_s = time.monotonic() - began_s
-    with plug.pull(on, broken):
-        time.sleep(max(pulled_s + plug.out_s - (time.monotonic() - began_s), 0))
-        out_s = time.monotonic() - began_s
+    out_s = pulled_s
+    try:
+        with plug.pull(on, broken):
+            time.sleep(max(pulled_s + plug.out_s - (time.monotonic() - began_s), 0))
+            out_s = time.monotonic() - began_s
+    except Gone as exc:
+        broken.append(str(exc))
     back_s = time.monotonic() - began_s
     records = future.result().records
+    plug.afterwards(on, broken)
     if not plug.connections:
         broken += [f"left behind: {leak}" for leak in on.stack.leaks(before)]
     again_s = recovery_s(records, rules, burst_end_s=back_s, end_s=end_s)
     broken += judged(records, rules, plug, Window(pulled_s, out_s), again_s)
+    raised = frozenset[str]()
+    if on.prometheus is not None:
+        raised = on.prometheus.raised(within_s=time.monotonic() - began_s - pulled_s)
+        broken += [f"{alarm} was not raised" for alarm in plug.alarms if alarm not in raised]
     since = [r for r in records if r.at_s >= pulled_s]
     counts = Counter(outcome(record, rules) for record in since)
-    return Seen(plug.name, plug.promise, dict(counts), again_s, tuple(broken))
+    return Seen(
+        plug.name, plug.promise, dict(counts), again_s, tuple(sorted(raised)), tuple(broken)
+    )
 
 
 def judged(
@@ -115,6 +139,9 @@ def judged(
     share = served_share([r for r in records if out.holds(r.at_s)], rules)
     if plug.served and (share is None or share < plug.served):
         found.append(f"{share or 0:.0%} served meanwhile, not {plug.served:.0%}")
+    share = answered_share([r for r in records if out.holds(r.at_s)], rules)
+    if plug.answered and (share is None or share < plug.answered):
+        found.append(f"{share or 0:.0%} answered meanwhile, not {plug.answered:.0%}")
     if plug.storm_x:
         tries = [attempt for record in records for attempt in record.attempts]
         took_ms = [a.server_ms for a in tries if a.status in REFUSALS and a.server_ms is not None]
@@ -156,31 +183,75 @@ def _table(seen: Sequence[Seen]) -> str:
         counts = ", ".join(f"{n} {word}" for word, n in sorted(one.outcomes.items()))
         again = "never" if one.again_s is None else f"{one.again_s:.1f} s"
         verdict = "held" if not one.broken else "BROKEN: " + "; ".join(one.broken)
-        rows.append([one.plug, one.promise, counts, again, verdict])
-    return markdown(["plug", "promise", "what came", "served again", ""], rows)
+        alarms = ", ".join(one.raised)
+        rows.append([one.plug, one.promise, counts, again, alarms, verdict])
+    return markdown(["plug", "promise", "what came", "served again", "alarms", ""], rows)
+
+
+def _drawn(watching: Prometheus | None) -> list[str]:
+    """Queries of the dashboard that found nothing, in words."""
+    if watching is None:
+        return []
+    panels = [panel for row in grafana_dashboard.ROWS.values() for panel in row]
+    return [
+        f"the panel {panel.title!r} finds nothing by {query}"
+        for panel in panels
+        for query in panel.queries.values()
+        if not watching.query(query)
+    ]
+
+
+def _lacks(plug: Plug, on: Stage) -> str | None:
+    """Why a plug cannot be pulled here; None if it can."""
+    here = {
+        "": True,
+        "disk": on.disk is not None,
+        "group": on.group is not None,
+        "simulator": on.engine == "simulator",
+    }
+    reasons = {
+        "disk": "only root may mount a disk of its own",
+        "group": "only root may set a memory limit",
+        "simulator": "the simulator alone takes another size of its cache",
+    }
+    return None if here[plug.needs] else reasons[plug.needs]
 
 
 def main() -> int:
     """Pull every plug; gives the exit code."""
     options = _options()
+    end_in_order()
     spawn = multiprocessing.get_context("spawn")
     seen = []
     with (
         tempfile.TemporaryDirectory() as folder,
-        stage(options.engine, Path(folder)) as on,
+        stage(options.engine, Path(folder), without=options.without) as on,
         ProcessPoolExecutor(1, mp_context=spawn) as generator,
     ):
+        if on.prometheus is None:
+            print(f"alarms are not looked at: {HOW_TO_GET}", flush=True)
         for plug in options.plugs:
-            if plug.name == "disk full" and on.disk is None:
-                print("disk full: skipped, only root may mount a disk of its own", flush=True)
+            if lack := _lacks(plug, on):
+                print(f"{plug.name}: skipped, {lack}", flush=True)
                 continue
             seen.append(pulled(on, generator, plug, options))
             print(seen[-1], file=sys.stderr, flush=True)
+        empty = _drawn(on.prometheus)
     print(f"\n{machine()}, commit {commit()}, {options.engine}\n\n{_table(seen)}")
+    print("\n".join(empty))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    report = {"machine": machine(), "commit": commit(), "plugs": [asdict(one) for one in seen]}
+    report = {
+        "machine": machine(),
+        "commit": commit(),
+        "without": options.without,
+        "watched": on.prometheus is not None,
+        "plugs": [asdict(one) for one in seen],
+        "panels without data": empty,
+    }
     options.out.write_text(json.dumps(report, indent=1) + "\n")
-    return int(any(one.broken for one in seen))
+    # A series that counts something begins with the first of it: only all plugs give all of them.
+    lacking = empty and len(seen) == len(PLUGS)
+    return int(bool(lacking) or any(one.broken for one in seen))
 
 
 def _options() -> argparse.Namespace:
@@ -189,6 +260,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--engine", choices=sorted(RATE_PER_S), default="simulator")
     parser.add_argument("--plugs", default=",".join(names), help=f"of: {', '.join(names)}")
     parser.add_argument("--out", type=Path, default=Path("reports/chaos.json"))
+    parser.add_argument(
+        "--without", choices=sorted(WITHOUT), default="", help="a safeguard to be taken out"
+    )
     options = parser.parse_args()
     wanted = [name.strip() for name in options.plugs.split(",")]
     if unknown := sorted(set(wanted) - set(names)):

@@ -9,10 +9,8 @@ import httpx2
 
 from loadtest import corpus
 from loadtest.memory_group import MemoryGroup
-from loadtest.programs import Program, free_port, running
-from loadtest.stack import MODEL_FOLDER, Stack, stack
-
-NAIVE_START_S = 180.0
+from loadtest.programs import Program, free_port
+from loadtest.stack import Stack, naive_service, stack
 
 
 class Contender(ABC):
@@ -91,19 +89,13 @@ class Naive(Contender):
         return self._ended
 
     def _start(self) -> None:
-        arguments = [
-            *("loadtest.naive_service", "--port", str(self._port), "--model", str(MODEL_FOLDER)),
-            *("--max-new-tokens", str(self._answer_tokens)),
-        ]
         self._on.close()
         with self.group.around_children():
             self._program = self._on.enter_context(
-                running(
-                    arguments,
-                    log=self._folder / f"naive-{self._ended}.log",
-                    start_s=NAIVE_START_S,
-                    url=f"http://127.0.0.1:{self._port}",
-                    ready_path="/documents",
+                naive_service(
+                    self._folder / f"naive-{self._ended}.log",
+                    answer_tokens=self._answer_tokens,
+                    port=self._port,
                 )
             )
 

@@ -36,7 +36,7 @@ import httpx2
 
 from loadtest.crash_ledger import TERMINAL, Ledger
 from loadtest.figures import percentile
-from loadtest.programs import ROOT, are_up, commit, free_port, machine
+from loadtest.programs import ROOT, are_up, commit, end_in_order, free_port, machine
 from loadtest.stack import simulator
 from orchestrator.retrieval.database import Database
 from orchestrator.retrieval.store_check import StoreCheck
@@ -426,8 +426,18 @@ def _table(kills: Sequence[Kill]) -> str:
     )
 
 
-def crash(kills: int, folder: Path | None, *, settle_every: int = QUIET_EVERY) -> list[Kill]:
-    """So many kills, one after the other, and a last look when all work has ended."""
+def crash(
+    kills: int, folder: Path | None, *, first: int = 1, settle_every: int = QUIET_EVERY
+) -> list[Kill]:
+    """
+    So many kills, one after the other, and a last look when all work has ended.
+
+    Args:
+        kills: How many.
+        folder: The library that is there from the beginning.
+        first: Number of the first one; what is done, and when it ends, is drawn from the number.
+        settle_every: After so many all work is let finish.
+    """
     done: list[Kill] = []
     with (
         tempfile.TemporaryDirectory() as place,
@@ -437,7 +447,7 @@ def crash(kills: int, folder: Path | None, *, settle_every: int = QUIET_EVERY) -
         trial.folder.mkdir()
         sources = _sources(folder)
         _first_documents(trial, folder, sources)
-        for number in range(1, kills + 1):
+        for number in range(first, first + kills):
             kill = kill_once(trial, sources, number, settle=number % settle_every == 0)
             done.append(kill)
             print(number, kill, file=sys.stderr, flush=True)
@@ -453,8 +463,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--pdfs", type=Path, help="the library that is there from the beginning")
     parser.add_argument("--out", type=Path, default=Path("reports/crash_kills.json"))
+    parser.add_argument(
+        "--first", type=int, default=1, help="number of the first: goes on where a run has ended"
+    )
     options = parser.parse_args()
-    kills = crash(options.kills, options.pdfs)
+    end_in_order()
+    kills = crash(options.kills, options.pdfs, first=options.first)
     broken = [f"kill {n}: {what}" for n, kill in enumerate(kills) for what in kill.broken]
     late = [kill.ready_s for kill in kills if kill.ready_s > READY_S]
     print(f"\n{machine()}, commit {commit()}\n\n{_table(kills)}")

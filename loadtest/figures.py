@@ -6,6 +6,7 @@ first token came within the objective; both counted from the first attempt. An a
 alone (`degraded.level` L3) is counted apart and never as goodput.
 """
 
+import itertools
 import math
 import statistics
 from collections import Counter
@@ -56,6 +57,7 @@ class Figures:
         ttft_p50_s: From arrival to first token, of whole answers.
         refusal_p50_ms: From sending to the refusal, as clients see it.
         refusal_server_p99_ms: The same as the server says, where it does.
+        clients_peak: The most that were being served, or waited to be, at the same time.
         hung: Attempts that had no end, long after the client's patience.
         late_p99_ms: How much later than planned the generator sent.
     """
@@ -75,6 +77,7 @@ class Figures:
     refusal_p99_ms: float | None
     refusal_server_p50_ms: float | None
     refusal_server_p99_ms: float | None
+    clients_peak: int
     hung: int
     late_p99_ms: float | None
 
@@ -120,6 +123,14 @@ def served_share(records: Iterable[Record], rules: ClientRules) -> float | None:
     return sum(good(r, rules) for r in decided) / len(decided)
 
 
+def answered_share(records: Iterable[Record], rules: ClientRules) -> float | None:
+    """The share of arrivals that got an answer or the passages, in time; None of none."""
+    counted = [outcome(record, rules) for record in records]
+    if not counted:
+        return None
+    return sum(word == RETRIEVAL_ONLY or word.startswith("good") for word in counted) / len(counted)
+
+
 def delivered(record: Record, window: Window) -> float:
     """
     The share of an answer that came within the window: even from its first token to its last.
@@ -163,9 +174,16 @@ def figures(records: Sequence[Record], rules: ClientRules, window: Window) -> Fi
         refusal_p99_ms=percentile([a.took_s * 1000 for a in refused], 0.99),
         refusal_server_p50_ms=percentile(server_ms, 0.5),
         refusal_server_p99_ms=percentile(server_ms, 0.99),
+        clients_peak=_peak(records),
         hung=sum(_hung(attempt) for r in records for attempt in r.attempts),
         late_p99_ms=percentile([r.late_s * 1000 for r in arrived], 0.99),
     )
+
+
+def _peak(records: Iterable[Record]) -> int:
+    """The most at the same time; who ends at a moment and who comes at it are not together."""
+    steps = sorted(step for r in records for step in ((r.at_s, 1), (r.at_s + r.total_s, -1)))
+    return max(itertools.accumulate(change for _, change in steps), default=0)
 
 
 def recovery_s(

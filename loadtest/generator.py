@@ -8,20 +8,45 @@ import asyncio
 import gc
 import random
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import uvloop
+from tokenizers import Tokenizer
 
 from loadtest.arrivals import Ask, Band, Size
 from loadtest.client_rules import ClientRules, retry_after_s
 from loadtest.corpus import Prompt
 from loadtest.http_client import Client, Response
-from loadtest.systems import SEMAPHORE_PLACES, Engine, Reading, System, SystemName, Tidegate
+from loadtest.systems import (
+    NAIVE,
+    SEMAPHORE_PLACES,
+    Engine,
+    Naive,
+    Reading,
+    System,
+    SystemName,
+    Tidegate,
+)
 
 MAX_PAUSE_S = 5.0
 """Longest pause that a closed loop makes after a refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """
+    A further system.
+
+    Attributes:
+        address: (host, port).
+        model: Its name on OpenAI's wire; of the naive service the folder of the model.
+    """
+
+    address: tuple[str, int]
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +58,7 @@ class Target:
         engine: (host, port) of the engine.
         orchestrator: (host, port) of the orchestrator.
         bands: Whether the orchestrator knows priorities.
+        others: Further systems, by name.
     """
 
     engine: tuple[str, int]
@@ -40,9 +66,16 @@ class Target:
     model: str
     bands: bool
     pool: tuple[Prompt, ...]
+    others: tuple[tuple[SystemName, Other], ...] = ()
+
+    def other(self, name: SystemName) -> Other | None:
+        """A system that is none of our own three; None if the name is one of theirs."""
+        return dict(self.others).get(name)
 
     def address(self, name: SystemName) -> tuple[str, int]:
         """(host, port) of a system."""
+        if (other := self.other(name)) is not None:
+            return other.address
         return self.orchestrator if name == "tidegate" else self.engine
 
     def system(self, name: SystemName) -> System:
@@ -50,8 +83,16 @@ class Target:
         host = "{}:{}".format(*self.address(name))
         if name == "tidegate":
             return Tidegate(host=host, pool=self.pool, bands=self.bands)
+        if (other := self.other(name)) is not None and name == NAIVE:
+            tokenizer = Tokenizer.from_file(str(Path(other.model) / "tokenizer.json"))
+            return Naive(host=host, pool=self.pool, tokens=_counted(tokenizer))
+        model = other.model if other is not None else self.model
         places = SEMAPHORE_PLACES if name == "semaphore" else None
-        return Engine(host=host, pool=self.pool, model=self.model, places=places)
+        return Engine(host=host, pool=self.pool, model=model, places=places)
+
+
+def _counted(tokenizer: Tokenizer) -> Callable[[str], int]:
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 @dataclass(slots=True)

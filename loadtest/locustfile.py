@@ -70,6 +70,11 @@ class Crew:
             think_s=options.think_s,
         )
         self.workload = workload.Workload(questions, habits, seed=options.seed)
+        self._trace = (
+            workload.replay(workload.read_rows(Path(options.trace)), questions, speed=options.speed)
+            if options.trace
+            else []
+        )
         self._rules = ClientRules()
         url = str(environment.host).rstrip("/")
         self.people = People(
@@ -89,7 +94,13 @@ class Crew:
             told=self.book.samples.append,
         )
         self._watching = gevent.spawn(observer.watch)
+        self._playing = gevent.spawn(self._play)
         self._begun = -1
+
+    @property
+    def replays(self) -> bool:
+        """Whether a trace says who asks, and when."""
+        return bool(self._trace)
 
     @property
     def now_s(self) -> float:
@@ -117,9 +128,19 @@ class Crew:
         self.book.entries.append(entry)
         self.people.send(act, entry, due_s=due_s, key=key)
 
+    def _play(self) -> None:
+        """The trace, as far as the run is long."""
+        for arrival in self._trace:
+            if arrival.at_s >= self.seconds:
+                return
+            due_s = self.began_s + arrival.at_s
+            gevent.sleep(max(due_s - time.monotonic(), 0))
+            self.send(arrival.act, due_s=due_s, key=arrival.person)
+
     def finish(self) -> list[objectives.Verdict]:
         """Wait for what is open, write the logbook, and judge."""
         rules = self._rules
+        self._playing.kill()
         tries = rules.max_retries + 1
         self.people.drain(tries * (rules.patience_s + rules.grace_s) + 2 * 60)
         gevent.sleep(AFTER_S)
@@ -188,7 +209,7 @@ class Person(User):
     def live(self) -> None:
         """Wait until the next act is due, and begin it."""
         crew = Runs.crew
-        if crew is None:
+        if crew is None or crew.replays:
             gevent.sleep(1)
             return
         self._due_s += crew.workload.pause_s(self._rng)
@@ -211,7 +232,7 @@ class Shape(LoadTestShape):
         if phase is None:
             return None
         options = self.runner.environment.parsed_options or Namespace(num_users=1)
-        wanted = people(phase, options.num_users or 1)
+        wanted = 1 if Runs.crew.replays else people(phase, options.num_users or 1)
         return wanted, wanted
 
 
@@ -223,6 +244,8 @@ def _options(parser: LocustArgumentParser) -> None:
     add("--answer-tokens", type=int, default=48, help="mean of the longest answers, in tokens")
     add("--seed", type=int, default=20260701, help="the same seed, the same acts")
     add("--questions", default="", help="file with pdf and question in each line")
+    add("--trace", default="", help="file of arrivals to replay, in the place of people")
+    add("--speed", type=float, default=1.0, help="how much faster the trace is played than it was")
     add("--pdfs", default="", help="folder of PDFs to upload, beside those made here")
     add("--logbook", default="reports/loadtest/logbook.jsonl", help="where it is written down")
     add("--objective", action="append", help="NAME=VALUE: another limit of an objective")
@@ -265,4 +288,6 @@ def _about(environment: Environment, seconds: float) -> dict[str, object]:
         "answer_tokens": options.answer_tokens,
         "seed": options.seed,
         "seconds": seconds,
+        "trace": Path(options.trace).name if options.trace else "",
+        "speed": options.speed,
     }

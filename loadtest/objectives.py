@@ -5,16 +5,24 @@ Most hold under any load: nobody hangs, every failure is a told one, what was ac
 are served is only asked of the phases in which there is room for all.
 """
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from loadtest.figures import percentile
-from loadtest.logbook import BAD, Entry, Logbook
+from loadtest.logbook import BAD, Entry, Logbook, Sample
 
 ASKED = frozenset({"stream", "ask", "openai"})
 EASY_PHASES = frozenset({"constant", "half", "before"})
 """Phases whose load a service takes with ease, if USERS was chosen so."""
+SOAK = "soak"
+GROWS_IN: Mapping[str, Callable[[Sample], float | None]] = MappingProxyType({
+    "memory": lambda sample: sample.rss_bytes,
+    "threads": lambda sample: sample.threads,
+    "open files": lambda sample: sample.open_files,
+    "tasks": lambda sample: sample.tasks,
+})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +140,29 @@ def _late_ms(book: Logbook) -> float | None:
     return None if late is None else late * 1000
 
 
+def growth(samples: Sequence[Sample]) -> dict[str, float]:
+    """
+    How much more the last quarter of a run holds than the second one, by what is held.
+
+    Medians, for all of it goes up and down with what is asked; the first quarter warms up.
+    """
+    quarter = len(samples) // 4
+    found = {}
+    for name, pick in GROWS_IN.items():
+        before = [v for s in samples[quarter : 2 * quarter] if (v := pick(s)) is not None]
+        after = [v for s in samples[-quarter:] if (v := pick(s)) is not None]
+        if quarter and before and after and statistics.median(before):
+            found[name] = statistics.median(after) / statistics.median(before)
+    return found
+
+
+def _grew(book: Logbook) -> float | None:
+    if not any(entry.phase == SOAK for entry in book.entries):
+        return None
+    asked_until_s = max(entry.at_s for entry in book.entries)
+    return max(growth([s for s in book.samples if s.at_s <= asked_until_s]).values(), default=None)
+
+
 def answered(entries: Sequence[Entry]) -> list[Entry]:
     """Those who got an answer of the model, whole."""
     return [e for e in entries if e.outcome in {"whole", "degraded"} and e.degraded != "L3"]
@@ -146,5 +177,11 @@ OBJECTIVES = (
         "first_token_s", "first token p99, from when it was due (s)", _first_token_s, most=10
     ),
     Objective("served", "share answered in phases with room for all", _served, least=0.9),
+    Objective(
+        "grew",
+        "of memory, threads, files or tasks, in a soak: last quarter / second",
+        _grew,
+        most=1.1,
+    ),
     Objective("late_ms", "sent later than due, p99 (ms): the generator itself", _late_ms, most=250),
 )

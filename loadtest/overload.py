@@ -2,6 +2,7 @@
 What happens when more is asked than the engine can answer: one table, from one run of the real parts.
 
     make overload ENGINE=simulator|vllm [SCENARIO=all] [REPEATS=3] [SECONDS=60] [OUT=reports/overload.json]
+                  [NAIVE=1] [BESIDE="name=http://…"]
 
 Starts the engine and the orchestrator on free loopback ports, measures what the engine does by itself,
 then offers multiples of that: open-loop Poisson arrivals from fixed seeds, clients that time out and
@@ -22,13 +23,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx2
+
 from loadtest import report
 from loadtest.arrivals import Mix
 from loadtest.bench import LOADS_X, Bench, Result
 from loadtest.client_rules import ClientRules
-from loadtest.programs import commit, machine
+from loadtest.generator import Other
+from loadtest.programs import commit, end_in_order, machine
 from loadtest.scenarios import IN_ALL, SCENARIOS, Check, goodput, health
 from loadtest.stack import H100_LIKE, Stack, stack
+from loadtest.systems import NAIVE, SYSTEMS
 
 SEED = 20260701
 SIMULATOR_CLIENTS = 160
@@ -47,6 +52,7 @@ OPEN_FILES = 20_000
 def main() -> int:
     """Run what was asked for and print the tables; gives the exit code."""
     options = _options()
+    end_in_order()
     _raise_open_files()
     began_s = time.monotonic()
     spawn = multiprocessing.get_context("spawn")
@@ -57,9 +63,11 @@ def main() -> int:
             Path(folder),
             simulator_options=[*H100_LIKE, *options.simulator],
             settings=[tuple(text.split("=", 1)) for text in options.set],
-        ) as running,
+        ) as alone,
         ProcessPoolExecutor(1, mp_context=spawn) as generator,
     ):
+        others = tuple((name, _other(url)) for name, url in options.beside)
+        running = replace(alone, target=replace(alone.target, others=others))
         bench = Bench(
             stack=running,
             generator=generator,
@@ -69,6 +77,7 @@ def main() -> int:
             seed=SEED,
             on_result=_say,
             loads_x=options.loads,
+            systems=(*SYSTEMS, *([NAIVE] if options.naive else []), *dict(options.beside)),
             drifts=options.engine == "vllm",
         )
         clients = VLLM_CLIENTS if options.engine == "vllm" else SIMULATOR_CLIENTS
@@ -81,6 +90,14 @@ def main() -> int:
     print(f"\n{report.checks_table(found)}")
     report.write_json(options.out, about, results, found)
     return int(any(verdict.held is False for verdict in found))
+
+
+def _other(url: str) -> Other:
+    """A server with OpenAI's wire that runs already."""
+    address = httpx2.URL(url)
+    answer = httpx2.get(f"{url.rstrip('/')}/v1/models", timeout=10, trust_env=False)
+    model = answer.raise_for_status().json()["data"][0]["id"]
+    return Other((address.host, address.port or 80), str(model))
 
 
 def _capacity(bench: Bench, clients: int) -> Result:
@@ -160,12 +177,34 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--simulator", action="append", default=[], help="further argument of the simulator"
     )
+    parser.add_argument(
+        "--naive", action="store_true", help="the service that people write first is in the curve"
+    )
+    parser.add_argument(
+        "--beside", action="append", type=_beside, default=[], metavar="NAME=URL",
+        help="a server with OpenAI's wire that is in the curve, such as another engine",
+    )  # fmt: skip
     options = parser.parse_args()
+    if options.naive and options.engine == "simulator":
+        parser.error("the naive service has a real model: --naive goes with --engine vllm")
     named = options.scenario.split(",")
     options.scenario = IN_ALL if "all" in named else named
     if unknown := set(options.scenario) - set(SCENARIOS):
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
     return options
+
+
+def _beside(text: str) -> tuple[str, str]:
+    """
+    A name and a URL.
+
+    Raises:
+        ValueError: If it is not both, or the name is taken.
+    """
+    name, _, url = text.partition("=")
+    if not url.startswith("http://") or name in {*SYSTEMS, NAIVE, ""}:
+        raise ValueError("say NAME=http://host:port")
+    return name, url
 
 
 def _loads(text: str) -> tuple[float, ...]:

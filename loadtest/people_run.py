@@ -2,25 +2,31 @@
 A load test from nothing: starts a service, sends people to it with locust, makes the report.
 
     make loadtest [SHAPE=constant] [USERS=12] [MINUTES=10] [ENGINE=vllm] [TARGET=http://…]
+    make loadtest TRACE=<file> SPEED=20      # the arrivals of a real service in the place of people
 
 With TARGET the service runs already, and nothing is started. The exit code is 1 if an objective is missed.
 """
 
 import argparse
 import contextlib
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
+import psutil
+
 from loadtest import objectives, page
 from loadtest.logbook import Logbook
-from loadtest.programs import ROOT
+from loadtest.programs import ROOT, end_in_order
 from loadtest.shapes import SHAPES
-from loadtest.stack import H100_LIKE, stack
+from loadtest.stack import H100_LIKE, Stack, stack
 
 USERS = {"vllm": 12, "simulator": 200}
 """What each engine takes with ease on two cores, at one act in half a minute each."""
@@ -31,6 +37,7 @@ LATE_S = 900.0
 def main() -> int:
     """Run it; gives the exit code."""
     options = _options()
+    end_in_order()
     try:  # before anything is started
         limits = objectives.limits(options.objective)
         objectives.verdicts(Logbook(), limits)
@@ -58,7 +65,34 @@ def _target(options: argparse.Namespace, out: Path) -> Iterator[tuple[str, int |
         folder = Path(on.enter_context(tempfile.TemporaryDirectory()))
         started = on.enter_context(stack(options.engine, folder, simulator_options=H100_LIKE))
         print(f"{options.engine} and tidegate are up; the report comes to {out}", flush=True)
-        yield started.orchestrator.url, started.orchestrator.process.pid
+        with _killing(started, every_s=options.kill_engine_s):
+            yield started.orchestrator.url, started.orchestrator.process.pid
+
+
+@contextmanager
+def _killing(started: Stack, *, every_s: float) -> Iterator[None]:
+    """Kill the engine's processes every so often until the block ends; never, if that is 0."""
+    over = threading.Event()
+    killed = []
+
+    def kill() -> None:
+        while not over.wait(every_s):
+            with contextlib.suppress(psutil.NoSuchProcess, httpx2.HTTPError):
+                for process in started.engine_family():
+                    process.send_signal(signal.SIGKILL)
+                killed.append(time.monotonic())
+
+    thread = threading.Thread(target=kill)
+    if every_s:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if every_s:
+            thread.join()
+            restarts = started.keeper()["restarts"]
+            print(f"the engine was killed {len(killed)} times and restarted {restarts} times")
 
 
 def _locust(options: argparse.Namespace, out: Path, url: str, pid: int | None) -> int:
@@ -68,6 +102,7 @@ def _locust(options: argparse.Namespace, out: Path, url: str, pid: int | None) -
         *("--host", url, "--users", str(options.users or USERS[options.engine])),
         *("--run-time", f"{seconds}s", "--shape", options.shape, "--only-summary"),
         *("--logbook", str(out / "logbook.jsonl"), "--html", str(out / "locust.html")),
+        *("--trace", options.trace, "--speed", str(options.speed)),
         *("--questions", options.questions, "--pdfs", options.pdfs, "--pid", str(pid or "")),
         *("--answer-tokens", str(options.answer_tokens), "--think-s", str(options.think_s)),
         *(part for limit in options.objective for part in ("--objective", limit)),
@@ -85,11 +120,31 @@ def _options() -> argparse.Namespace:
     add("--minutes", type=float, default=10.0, help="length of the shape")
     add("--think-s", type=float, default=30.0, help="mean seconds between two acts of a person")
     add("--answer-tokens", type=int, default=48, help="mean of the longest answers, in tokens")
+    add(
+        "--trace", type=_file, default="", help="JSON lines: at_s, output_tokens, session, passages"
+    )
+    add("--speed", type=float, default=1.0, help="how much faster the trace is played than it was")
     add("--questions", default="", help="file with pdf and question in each line")
     add("--pdfs", default="", help="folder of PDFs to upload")
+    add("--kill-engine-s", type=float, default=0.0, help="kill the engine every so many seconds")
     add("--objective", action="append", default=[], metavar="NAME=VALUE", help="another limit")
     add("--out", type=Path, default=ROOT / "reports" / "loadtest")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.kill_engine_s and (options.target or options.engine != "vllm"):
+        parser.error("the engine is killed only where model_server was started here: ENGINE=vllm")
+    return options
+
+
+def _file(text: str) -> str:
+    """
+    The path of a file, in full: locust runs elsewhere.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if not Path(text).is_file():
+        raise ValueError(text)
+    return str(Path(text).resolve())
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ NAMES = {
     "tidegate": "Tidegate",
     "engine": "the engine, nothing between",
     "semaphore": "the engine behind a semaphore of 64",
+    "naive": "the service that people write first",
 }
 HEADINGS = (
     "load",
@@ -35,6 +36,7 @@ HEADINGS = (
     "TTFT p50 s",
     "TTFT p99 s",
     "refusal p99 ms",
+    "clients at once, most",
     "hung",
 )
 HEAD = """# Performance under load
@@ -144,6 +146,7 @@ def _row(run: Mapping[str, Any], system: str, load_x: float) -> list[str]:
         _median([one["ttft_p50_s"] for one in seen]),
         _median([one["ttft_p99_s"] for one in seen]),
         _median([one["refusal_p99_ms"] for one in seen]),
+        _median([one.get("clients_peak") for one in seen]),
         f"{sum(one['hung'] for one in seen)}",
     ]
 

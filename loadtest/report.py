@@ -208,6 +208,7 @@ COLUMNS: tuple[tuple[str, Callable[[Sequence[Result]], str]], ...] = (
     ("tries a request", _median(lambda r: r.figures.attempts)),
     ("engine attempts", _median(lambda r: r.upstream if r.system == "tidegate" else None)),
     ("preemptions", _median(lambda r: r.preemptions)),
+    ("clients at once, most", _median(lambda r: r.figures.clients_peak)),
     ("hung", _median(lambda r: r.figures.hung)),
     ("CPU orchestrator / its children / engine / generator / others", _cpu),
     ("sent late p99 ms", _median(lambda r: r.figures.late_p99_ms)),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from loadtest.bench import Bench, Result
 from loadtest.figures import Window, percentile, recovery_s, served_share
 from loadtest.generator import Sent
-from loadtest.systems import SYSTEMS, SystemName
+from loadtest.systems import SystemName
 
 GOODPUT_KEPT = ((2.0, 0.95), (10.0, 0.90))
 DEGRADING_LOADS_X = (2.0, 10.0)
@@ -54,7 +54,7 @@ def curve(bench: Bench, clients: int) -> Tried:
     # A system's loads are compared with each other: close together, on a machine that drifts.
     results = [
         bench.open("curve", system, [bench.flow(load_x)], load_x=load_x, turn=turn)
-        for system in SYSTEMS
+        for system in bench.systems
         for turn, loads_x in enumerate(_turns(system, bench))
         for load_x in loads_x
     ]

@@ -27,6 +27,7 @@ NO_ENGINE = "http://127.0.0.1:9"
 """For an orchestrator that only takes documents and searches them."""
 ENGINE_START_S = 400.0
 ORCHESTRATOR_START_S = 120.0
+NAIVE_START_S = 180.0
 SETTLE_S = 5.0
 LOOK_EVERY_S = 0.1
 SPARE_SOCKETS = 8
@@ -96,8 +97,10 @@ class Stack:
         return found
 
     def engine_family(self) -> list[psutil.Process]:
-        """Every process of the engine: all below the guard that model_server names."""
-        return psutil.Process(self.keeper()["pid"]).children(recursive=True)
+        """Every process of the engine: all below the guard that model_server names; none while it is gone."""
+        guard = self.keeper()["pid"]
+        # Without a number psutil means this very process, and its family is everything that we started.
+        return [] if guard is None else psutil.Process(guard).children(recursive=True)
 
     def snapshot(self) -> Snapshot:
         """Every counter, now."""
@@ -225,10 +228,13 @@ def simulator(folder: Path, options: Sequence[str] = ()) -> Iterator[tuple[Progr
 
 @contextmanager
 def vllm(
-    folder: Path, changes: Mapping[str, str] = MappingProxyType({})
+    folder: Path,
+    changes: Mapping[str, str] = MappingProxyType({}),
+    *,
+    module: str = "model_server",
 ) -> Iterator[tuple[Program, str]]:
     """model_server with vLLM and the bundled model, and where the engine listens; or with `changes`."""
-    control = free_port()
+    control = int(changes.get("MODEL_SERVER_CONTROL_PORT", "0")) or free_port()
     settings = {
         "MODEL_SERVER_MODEL": str(MODEL_FOLDER),
         "MODEL_SERVER_SERVED_MODEL_NAME": VLLM_MODEL,
@@ -238,7 +244,7 @@ def vllm(
         "MODEL_SERVER_LOG_DIR": str(folder),
     }
     with running(
-        ["model_server", "serve"],
+        [module, "serve"],
         log=folder / "model_server.log",
         start_s=ENGINE_START_S,
         url=f"http://127.0.0.1:{control}",
@@ -249,6 +255,31 @@ def vllm(
 
 
 @contextmanager
+def naive_service(log: Path, *, answer_tokens: int, port: int | None = None) -> Iterator[Program]:
+    """
+    The service that people write first, with no document yet, until the block ends.
+
+    Args:
+        log: File for what it writes.
+        answer_tokens: Longest answer.
+        port: Where it listens; None is a free one.
+    """
+    port = port or free_port()
+    arguments = [
+        *("loadtest.naive_service", "--port", str(port), "--model", str(MODEL_FOLDER)),
+        *("--max-new-tokens", str(answer_tokens)),
+    ]
+    with running(
+        arguments,
+        log=log,
+        start_s=NAIVE_START_S,
+        url=f"http://127.0.0.1:{port}",
+        ready_path="/documents",
+    ) as program:
+        yield program
+
+
+@contextmanager
 def orchestrator(
     folder: Path,
     engine_url: str,
@@ -256,6 +287,7 @@ def orchestrator(
     *,
     ready_path: str = "/readyz",
     port: int | None = None,
+    module: str = "orchestrator",
 ) -> Iterator[Program]:
     """
     An orchestrator in front of that engine, from when it is ready until the block ends.
@@ -266,11 +298,12 @@ def orchestrator(
         settings: ORCHESTRATOR_* by name without the prefix.
         ready_path: Answers 200 once it is ready.
         port: Where it listens; None is a free one.
+        module: What is run in its place.
     """
     port = port or free_port()
     wanted = {"PORT": str(port), "DATA_DIR": str(folder / "data"), "ENGINE_URL": engine_url}
     with running(
-        ["orchestrator", "serve"],
+        [module, "serve"],
         log=folder / "orchestrator.log",
         start_s=ORCHESTRATOR_START_S,
         url=f"http://127.0.0.1:{port}",

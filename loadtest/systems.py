@@ -5,27 +5,31 @@ The systems that stand under the same load, and how each is asked and understood
 - `engine`: the engine itself with the same prompts, nothing between, nothing bounded.
 - `semaphore`: the engine behind what most services have: a first-come semaphore, no deadline. Its
   waiting counts in the client's patience, as it would in a service's own process.
+- `naive`: the service that people write first (`naive_service.py`), which has the model to itself.
+- whatever else is named: a server with OpenAI's wire, asked as the engine is.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from loadtest.arrivals import Ask
 from loadtest.client_rules import NO_STATUS
 from loadtest.corpus import NONCE, Prompt
 from loadtest.http_client import Response, post
 
-SystemName = Literal["tidegate", "engine", "semaphore"]
+SystemName: TypeAlias = str
 SYSTEMS: tuple[SystemName, ...] = ("tidegate", "engine", "semaphore")
+NAIVE: SystemName = "naive"
 
 SEMAPHORE_PLACES = 64
 TAIL_BYTES = 4096
 """Usage and finish reason of an engine's stream stand within its last bytes."""
 
+_NEVER = re.compile(rb"(?!)")
 _TOKEN_EVENT = re.compile(rb"event: token")
 _CONTENT = re.compile(rb'"content":\s?"[^"]')
 _FINISH = re.compile(rb'"finish_reason":\s?"(\w+)"')
@@ -202,6 +206,39 @@ class Engine:
             prompt_tokens=int(usage.group(1)) if usage else 0,
             completion_tokens=int(completion[-1]) if completion else 0,
         )
+
+
+class Naive:
+    """
+    The naive service's `/ask`: a question in, a whole answer out, and no word on what it took.
+
+    Args:
+        tokens: How many the model's tokenizer makes of a text.
+    """
+
+    mark = _NEVER
+    places: int | None = None
+
+    def __init__(self, *, host: str, pool: Sequence[Prompt], tokens: Callable[[str], int]) -> None:
+        self._host = host
+        self._pool = pool
+        self._tokens = tokens
+
+    def request(self, ask: Ask, *, retries: int, patience_s: float) -> bytes:
+        """The bytes of one attempt; it takes neither deadline nor length nor earlier turns."""
+        del retries, patience_s
+        body = {"question": self._pool[ask.prompt].question}
+        return post("/ask", json.dumps(body).encode(), host=self._host)
+
+    def read(self, response: Response) -> Reading:
+        """What came of it."""
+        if broken := _broken(response):
+            return broken
+        payload = _json(response.body)
+        if response.status != HTTPStatus.OK or "answer" not in payload:
+            return _refusal(payload, response.status, None)
+        tokens = self._tokens(str(payload["answer"]))
+        return Reading("ok", response.status, whole=True, completion_tokens=tokens)
 
 
 def _broken(response: Response) -> Reading | None:

@@ -1,25 +1,29 @@
 """
-Takes one safeguard out, to see whether anybody notices; used by `tests/safeguards.py` alone.
+Takes one safeguard out, to see whether anybody notices: for `tests/safeguards.py` and `tests/chaos_red.py`.
 
 `pytest -p tests.without` with TIDEGATE_WITHOUT set patches the tests' own process and every
-orchestrator that they start, which is then `python -m tests.without serve`.
+orchestrator that they start, which is then `python -m tests.without serve`; and so is the
+model_server of `make chaos`, where the safeguard is its own.
 """
 
 import asyncio
 import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from model_server.supervisor import Supervisor
 from orchestrator.generation import engine_client
 from orchestrator.generation.engine_monitor import EngineMonitor
-from orchestrator.pipelines import query
+from orchestrator.pipelines import document_files, query
 from orchestrator.resilience import admission_policy
 from orchestrator.resilience.admission import AdmissionGate
 from orchestrator.resilience.admission_policy import Action, Capacity, Decision
 from orchestrator.resilience.circuit_breaker import CircuitBreaker
 from orchestrator.resilience.deadline import Deadline
 from orchestrator.resilience.engine_capacity import EngineCapacity
+from orchestrator.retrieval.retriever import Retriever
 
 VARIABLE = "TIDEGATE_WITHOUT"
 NEVER_S = 3600.0
@@ -103,6 +107,50 @@ def _no_breakers() -> None:
     _replace(CircuitBreaker, "settle", lambda _self, _era, _result, _why="": None)
 
 
+def _no_metrics_age() -> None:
+    """What the engine's metrics said last holds for ever."""
+    _replace(EngineCapacity, "stale", property(lambda _: False))
+
+
+def _no_search_by_words() -> None:
+    """A question that cannot be embedded is not searched."""
+    vector = Retriever._vector
+
+    async def demanding(self: Retriever, text: str) -> Any:
+        found = await vector(self, text)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    _replace(Retriever, "_vector", demanding)
+
+
+def _no_disk_errors() -> None:
+    """Nobody looks how much disk is left, and what it says is nobody's business."""
+
+    def escaping(exc: OSError) -> Any:
+        raise exc
+
+    _replace(document_files.DocumentFiles, "_check_room", lambda _self, _size: None)
+    _replace(document_files, "_disk_error", escaping)
+
+
+def _no_durability() -> None:
+    """Documents are gone with the process that took them."""
+    name = "ORCHESTRATOR_DATA_DIR"
+    os.environ[name] = f"{os.environ[name]}/of-{os.getpid()}"
+
+
+def _no_supervision() -> None:
+    """An engine that has ended stays away."""
+
+    async def stays_away(self: Supervisor, seconds: float) -> None:
+        del self, seconds
+        await asyncio.sleep(NEVER_S)
+
+    _replace(Supervisor, "_pause", stays_away)
+
+
 PATCHES: Mapping[str, Callable[[], None]] = {
     "GPU memory watching": _no_memory_watching,
     "request queue": _no_queue_bound,
@@ -115,6 +163,16 @@ PATCHES: Mapping[str, Callable[[], None]] = {
     "health checks": _no_health_checks,
     "circuit breakers": _no_breakers,
 }
+"""The ten of docs/operations.md."""
+
+OF_CHAOS: Mapping[str, Callable[[], None]] = {
+    **PATCHES,
+    "age of metrics": _no_metrics_age,
+    "search by words": _no_search_by_words,
+    "errors of the disk": _no_disk_errors,
+    "durability": _no_durability,
+}
+OF_MODEL_SERVER: Mapping[str, Callable[[], None]] = {"supervision": _no_supervision}
 
 
 def _capacity(change: Callable[[Capacity], Capacity]) -> None:
@@ -155,8 +213,14 @@ def pytest_configure() -> None:
 
 
 def main() -> None:
-    """The `tidegate` command, without a safeguard."""
-    PATCHES[os.environ.pop(VARIABLE)]()
+    """The `tidegate` command, or model_server's, without a safeguard."""
+    name = os.environ.pop(VARIABLE)
+    if name in OF_MODEL_SERVER:
+        OF_MODEL_SERVER[name]()
+        from model_server.__main__ import main as keep  # noqa: PLC0415 - only once it is taken out
+
+        sys.exit(keep())
+    OF_CHAOS[name]()
     from orchestrator.__main__ import main as serve  # noqa: PLC0415 - only once it is taken out
 
     serve()

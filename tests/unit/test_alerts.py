@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from deploy import grafana_dashboard
+from loadtest.chaos_plugs import PLUGS
+from loadtest.prometheus import hurried
 from model_server.lifecycle import State
 from orchestrator import errors
 from orchestrator.telemetry.metrics import Metrics
@@ -108,3 +110,37 @@ def test_an_engine_that_sleeps_is_no_alarm(rule):
     for matched in re.findall(r'state=~?"([^"]+)"', rule["expr"]):
         states = set(matched.split("|"))
         assert states <= set(State) - {"sleeping", "stopped", "stopping", "ready"}
+
+
+FIRING = yaml.safe_load((ROOT / "tests" / "alerts" / "firing.yaml").read_text())["tests"]
+
+
+def test_each_alarm_is_raised_by_what_promtool_plays():
+    """In `tests/alerts/firing.yaml`: for somebody, not for nobody."""
+    raised = {
+        case["alertname"]
+        for group in FIRING
+        for case in group["alert_rule_test"]
+        if case["exp_alerts"]
+    }
+    assert raised == {rule["alert"] for rule in RULES}
+
+
+def test_each_alarm_has_a_plug_that_raises_it():
+    """In `make chaos`; but for bugs, of which there is none to pull."""
+    raised = {alarm for plug in PLUGS for alarm in plug.alarms}
+    assert raised == {rule["alert"] for rule in RULES} - {"TidegateBug"}
+
+
+@pytest.mark.parametrize(
+    ("promql", "short"),
+    [
+        ("increase(a_total[30m]) > 2.5", "increase(a_total[30s]) > 2.5"),
+        ("max_over_time(b[1h]) unless b offset 15m", "max_over_time(b[60s]) unless b offset 15s"),
+        ("20m", "20s"),
+        ('c{le="5"} > 2', 'c{le="5"} > 2'),
+    ],
+)
+def test_a_hurried_alarm_has_seconds_for_minutes(promql, short):
+    """And nothing else of it is changed."""
+    assert hurried(promql) == short

@@ -3,10 +3,14 @@
 import pytest
 
 from loadtest.chaos import judged
-from loadtest.chaos_plugs import PLUGS, Plug, nothing
+from loadtest.chaos_plugs import PLUGS, Plug
+from loadtest.chaos_pulls import nothing
+from loadtest.chaos_stage import WITHOUT
 from loadtest.client_rules import ClientRules
 from loadtest.figures import Window
 from loadtest.generator import Attempt, Record
+from loadtest.stack import Stack
+from tests.chaos_red import REDS
 
 RULES = ClientRules()
 OUT = Window(5.0, 15.0)
@@ -61,6 +65,14 @@ def test_what_must_not_be_noticed_is_held_to_that():
     assert "50% served" in only
 
 
+def test_passages_alone_are_enough_where_no_more_was_promised():
+    """But a refusal is not."""
+    passages = [record(6.0 + n / 10, degraded="L3") for n in range(9)]
+    assert broken(*passages, record(14.0, "overloaded"), answered=0.9) == []
+    (only,) = broken(*passages[:5], *[record(8.0, "overloaded")] * 5, answered=0.9)
+    assert "50% answered" in only
+
+
 def test_a_storm_is_refused_in_milliseconds():
     """And a storm in which nobody was refused proves nothing."""
     assert broken(record(6.0, "overloaded", server_ms=3.0), storm_x=20.0) == []
@@ -72,3 +84,15 @@ def test_a_storm_is_refused_in_milliseconds():
 def test_plugs_have_names_of_their_own():
     """Each can be asked for."""
     assert len({plug.name for plug in PLUGS}) == len(PLUGS)
+
+
+def test_each_plug_has_a_safeguard_without_which_it_is_red():
+    """One each, and such as can be taken out."""
+    assert [red.plug for red in REDS] == [plug.name for plug in PLUGS]
+    assert {red.without for red in REDS} <= set(WITHOUT)
+
+
+def test_an_engine_that_is_gone_has_no_family(monkeypatch):
+    """Without a number psutil would mean the test's own family: everything that was started here."""
+    monkeypatch.setattr(Stack, "keeper", lambda _self: {"pid": None})
+    assert Stack(None, None, None, None).engine_family() == []

@@ -128,6 +128,13 @@ def test_a_hung_client_is_seen_wherever_it_arrived():
     assert figures(records, RULES, WINDOW).hung == 1
 
 
+def test_clients_at_once_are_those_who_are_there_together():
+    """Whoever comes in the moment in which another one ends is not counted with that one."""
+    records = [answered(0.0), answered(1.0), answered(3.0), answered(9.0)]
+    assert figures(records, RULES, WINDOW).clients_peak == 2
+    assert figures([], RULES, WINDOW).clients_peak == 0
+
+
 def test_what_was_cut_off_early_is_not_held_against_the_system():
     """A request cut with the run counts only once it could not become good any more."""
     young = refused(cut=True, total_s=3.0)

@@ -218,6 +218,20 @@ def test_a_lost_document_is_seen():
     assert missed(book(entry(1.0), lost=["doc-1"])) == {"lost"}
 
 
+@pytest.mark.parametrize(("phase", "held"), [("soak", False), ("constant", True)])
+def test_a_soak_in_which_something_grows_is_seen(phase, held):
+    """The last quarter against the second: what is taken at the beginning is no growth."""
+    book = Logbook()
+    book.entries = [Entry(at_s, "ask", phase, outcome="whole") for at_s in (0.0, 400.0)]
+    book.samples = [
+        Sample(float(n), 1, 0, rss_bytes=100 + 100 * (n > 50) + 60 * (n > 300), threads=9 + n % 2)
+        for n in range(400)
+    ]
+    grew = next(v for v in objectives.verdicts(book) if v.objective.name == "grew")
+    assert grew.held == held
+    assert objectives.growth(book.samples) == {"memory": 1.3, "threads": pytest.approx(1, abs=0.1)}
+
+
 def test_limits_can_be_set_and_names_are_checked():
     """Another limit counts, and a name that is none is refused with those that there are."""
     (first,) = (

@@ -7,8 +7,9 @@ import pytest
 from loadtest.arrivals import Ask
 from loadtest.client_rules import NO_STATUS
 from loadtest.corpus import NONCE, Prompt
+from loadtest.generator import Other, Target
 from loadtest.http_client import Response
-from loadtest.systems import Engine, Tidegate
+from loadtest.systems import Engine, Naive, Tidegate
 
 POOL = [
     Prompt(
@@ -174,3 +175,37 @@ def test_the_first_token_is_not_the_role():
     assert Engine.mark.search(b'{"delta":{"content":"The"}}')
     assert Engine.mark.search(b'{"delta": {"content": "\\u00e9"}}')
     assert not Tidegate.mark.search(b"event: queued\ndata: {}\n\nevent: sources\n")
+
+
+def naive():
+    return Naive(host="h:1", pool=POOL, tokens=lambda text: len(text.split()))
+
+
+def test_the_naive_service_is_asked_the_question_alone():
+    """It knows nothing else; what it answered is counted here."""
+    head, _, body = naive().request(ASK, retries=1, patience_s=30.0).partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /ask ")
+    assert json.loads(body) == {"question": "At what level are the gates closed?"}
+    answer = json.dumps({"answer": "At 3.40 m", "sources": []}).encode()
+    reading = naive().read(whole(answer, headers={"content-type": "application/json"}))
+    assert (reading.code, reading.whole, reading.completion_tokens) == ("ok", True, 3)
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_what_it_cannot_answer_is_no_answer(status):
+    """Its framework says `Internal Server Error`, in plain text."""
+    reading = naive().read(whole(b"Internal Server Error", status, {"content-type": "text/plain"}))
+    assert not reading.whole
+    assert (reading.code, reading.status) == (str(status), status)
+
+
+def test_a_server_that_was_named_is_asked_as_the_engine_is():
+    """At its own address, by its own model's name."""
+    other = Other(("127.0.0.1", 1234), "theirs")
+    target = Target(("e", 1), ("o", 2), "ours", True, tuple(POOL), (("tgi", other),))  # noqa: FBT003 - a record's field
+    assert target.address("tgi") == ("127.0.0.1", 1234)
+    _, _, body = (
+        target.system("tgi").request(ASK, retries=0, patience_s=30.0).partition(b"\r\n\r\n")
+    )
+    assert json.loads(body)["model"] == "theirs"
+    assert target.address("engine") == ("e", 1)

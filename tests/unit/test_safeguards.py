@@ -1,5 +1,6 @@
 """`make safeguards` and the page for operators speak of the same ten."""
 
+import os
 import re
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.safeguards import ROOT, SAFEGUARDS
-from tests.without import PATCHES
+from tests.without import OF_CHAOS, OF_MODEL_SERVER, PATCHES
 
 
 def table() -> dict[str, str]:
@@ -45,5 +46,11 @@ def test_its_test_exists(safeguard):
 
 def test_what_takes_a_safeguard_out_is_called_as_what_was_there():
     """Else its test would fail for another reason, or an error of ours would hide that nobody noticed."""
-    take_all_out = "from tests.without import PATCHES\nfor take_out in PATCHES.values(): take_out()"
-    subprocess.run([sys.executable, "-c", take_all_out], cwd=ROOT, check=True)
+    assert PATCHES.items() <= OF_CHAOS.items()
+    assert OF_MODEL_SERVER
+    take_all_out = (
+        "from tests.without import OF_CHAOS, OF_MODEL_SERVER\n"
+        "for take_out in (*OF_CHAOS.values(), *OF_MODEL_SERVER.values()): take_out()"
+    )
+    environment = {**os.environ, "ORCHESTRATOR_DATA_DIR": "nowhere"}
+    subprocess.run([sys.executable, "-c", take_all_out], cwd=ROOT, env=environment, check=True)
