@@ -61,6 +61,7 @@ class Seen:
         again_s: From its being back until nine tenths were served; None if they never were.
         raised: Alarms that were seen raised from its being pulled until the end.
         broken: Promises that did not hold, in words.
+        gone: Whether something did not come back, so that no other plug can be pulled.
     """
 
     plug: str
@@ -69,6 +70,7 @@ class Seen:
     again_s: float | None
     raised: tuple[str, ...]
     broken: tuple[str, ...]
+    gone: bool = False
 
 
 def pulled(
@@ -83,17 +85,18 @@ def pulled(
     future = generator.submit(open_loop, on.stack.target, run)
     time.sleep(CALM_S)
     pulled_s = time.monotonic() - began_s
-    out_s = pulled_s
+    out_s, gone = pulled_s, False
     try:
         with plug.pull(on, broken):
             time.sleep(max(pulled_s + plug.out_s - (time.monotonic() - began_s), 0))
             out_s = time.monotonic() - began_s
     except Gone as exc:
         broken.append(str(exc))
+        gone = True
     back_s = time.monotonic() - began_s
     records = future.result().records
     plug.afterwards(on, broken)
-    if not plug.connections:
+    if not (plug.connections or gone):
         broken += [f"left behind: {leak}" for leak in on.stack.leaks(before)]
     again_s = recovery_s(records, rules, burst_end_s=back_s, end_s=end_s)
     broken += judged(records, rules, plug, Window(pulled_s, out_s), again_s)
@@ -104,7 +107,7 @@ def pulled(
     since = [r for r in records if r.at_s >= pulled_s]
     counts = Counter(outcome(record, rules) for record in since)
     return Seen(
-        plug.name, plug.promise, dict(counts), again_s, tuple(sorted(raised)), tuple(broken)
+        plug.name, plug.promise, dict(counts), again_s, tuple(sorted(raised)), tuple(broken), gone
     )
 
 
@@ -236,6 +239,8 @@ def main() -> int:
                 continue
             seen.append(pulled(on, generator, plug, options))
             print(seen[-1], file=sys.stderr, flush=True)
+            if seen[-1].gone:
+                break
         empty = _drawn(on.prometheus)
     print(f"\n{machine()}, commit {commit()}, {options.engine}\n\n{_table(seen)}")
     print("\n".join(empty))

@@ -107,9 +107,10 @@ PLUGS = (
     ),
     Plug(
         "engine slow",
-        f"{TOLD}; nobody waits beyond the deadline",
+        "the passages; nobody waits beyond the deadline",
         by_proxy(drip_bytes_per_s=40.0),
         out_s=40,
+        answered=MOST,
     ),
     Plug(
         "engine lies",
