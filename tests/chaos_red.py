@@ -39,7 +39,7 @@ REDS = (
     Red("engine never starts", "graceful degradation", "answered meanwhile, not"),
     Red("engine smaller", "alarms", "TidegateKvCacheOffPlan was not raised"),
     Red("engine refuses", "graceful degradation", "answered meanwhile, not"),
-    Red("engine slow", "circuit breakers", "answered meanwhile, not"),
+    Red("engine slow", "graceful degradation", "answered meanwhile, not"),
     Red("engine lies", "graceful degradation", "answered meanwhile, not"),
     Red("engine cuts", "graceful degradation", "answered meanwhile, not"),
     Red("metrics dead", "age of metrics", "engine_metrics_stale is not told"),
