@@ -102,7 +102,7 @@ def _locust(options: argparse.Namespace, out: Path, url: str, pid: int | None) -
         *("--host", url, "--users", str(options.users or USERS[options.engine])),
         *("--run-time", f"{seconds}s", "--shape", options.shape, "--only-summary"),
         *("--logbook", str(out / "logbook.jsonl"), "--html", str(out / "locust.html")),
-        *("--trace", options.trace, "--speed", str(options.speed)),
+        *("--trace", options.trace or "", "--speed", str(options.speed)),
         *("--questions", options.questions, "--pdfs", options.pdfs, "--pid", str(pid or "")),
         *("--answer-tokens", str(options.answer_tokens), "--think-s", str(options.think_s)),
         *(part for limit in options.objective for part in ("--objective", limit)),
@@ -120,9 +120,7 @@ def _options() -> argparse.Namespace:
     add("--minutes", type=float, default=10.0, help="length of the shape")
     add("--think-s", type=float, default=30.0, help="mean seconds between two acts of a person")
     add("--answer-tokens", type=int, default=48, help="mean of the longest answers, in tokens")
-    add(
-        "--trace", type=_file, default="", help="JSON lines: at_s, output_tokens, session, passages"
-    )
+    add("--trace", type=_file, help="JSON lines: at_s, output_tokens, session, passages")
     add("--speed", type=float, default=1.0, help="how much faster the trace is played than it was")
     add("--questions", default="", help="file with pdf and question in each line")
     add("--pdfs", default="", help="folder of PDFs to upload")
