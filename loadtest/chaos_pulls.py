@@ -5,13 +5,11 @@ A pull is a generator-based context: pulled on entering, put back on leaving. Wh
 breaks its own promise it appends to `broken`; what holds for all of them is judged in `chaos.py`.
 """
 
-import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 import psutil
@@ -49,8 +47,7 @@ INSUFFICIENT_STORAGE = 507
 def engine_killed(stage: Stage, broken: Broken) -> Iterator[None]:
     """EngineCore, or whatever the engine's own process is, ends at once."""
     restarts = stage.stack.keeper()["restarts"]
-    for process in stage.stack.engine_family():
-        process.send_signal(signal.SIGKILL)
+    stage.stack.kill_engine()
     yield
     # It is called ready until its end was noticed.
     if not _until(lambda: stage.stack.keeper()["restarts"] > restarts):
@@ -77,9 +74,7 @@ def engine_stopped(stage: Stage, broken: Broken) -> Iterator[None]:
     try:
         yield
     finally:
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.resume()
+        _resume(processes)
     if not _until(lambda: stage.stack.keeper()["hangs"] > hangs):
         broken.append("model_server did not find that the engine hung")
     stage.engine_ready()
@@ -97,13 +92,12 @@ def engine_never_starts(stage: Stage, broken: Broken) -> Iterator[None]:
                 process.suspend()
                 held.append(process)
 
-    for process in before:
-        process.send_signal(signal.SIGKILL)
-    with _again_and_again(hold, pause_s=QUICK_LOOK_S):
-        yield
-    for process in held:
-        with suppress(psutil.NoSuchProcess):
-            process.resume()
+    stage.stack.kill_engine()
+    try:
+        with _again_and_again(hold, pause_s=QUICK_LOOK_S):
+            yield
+    finally:
+        _resume(held)
     if not held:
         broken.append("model_server started no other engine")
     stage.engine_ready()
@@ -209,7 +203,7 @@ def metrics_dead(stage: Stage, broken: Broken) -> Iterator[None]:
 def orchestrator_killed(stage: Stage, broken: Broken) -> Iterator[None]:
     """Killed with -9, and started again at once, as `make run` does."""
     before = stage.documents()
-    os.kill(stage.stack.orchestrator.process.pid, signal.SIGKILL)
+    stage.stack.orchestrator.process.kill()
     stage.stack.orchestrator.process.wait()
     took_s = stage.start_again()
     if took_s > READY_S:
@@ -284,6 +278,12 @@ def nothing(stage: Stage, broken: Broken) -> Iterator[None]:
     """Nothing breaks; more people come."""
     del stage, broken
     yield
+
+
+def _resume(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
 
 
 @contextmanager

@@ -9,7 +9,6 @@ With TARGET the service runs already, and nothing is started. The exit code is 1
 
 import argparse
 import contextlib
-import signal
 import subprocess
 import sys
 import tempfile
@@ -78,8 +77,7 @@ def _killing(started: Stack, *, every_s: float) -> Iterator[None]:
     def kill() -> None:
         while not over.wait(every_s):
             with contextlib.suppress(psutil.NoSuchProcess, httpx2.HTTPError):
-                for process in started.engine_family():
-                    process.send_signal(signal.SIGKILL)
+                started.kill_engine()
                 killed.append(time.monotonic())
 
     thread = threading.Thread(target=kill)

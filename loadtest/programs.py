@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,7 +90,6 @@ class Program:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 
-@contextmanager
 def running(
     arguments: Sequence[str],
     *,
@@ -99,7 +98,7 @@ def running(
     url: str | None = None,
     ready_path: str = "/healthz",
     environment: Mapping[str, str] | None = None,
-) -> Iterator[Program]:
+) -> AbstractContextManager[Program]:
     """
     `python -m arguments`, from the moment it is ready until the block ends.
 
@@ -114,9 +113,31 @@ def running(
     Raises:
         NotStarted: If it ends, or is not ready in time.
     """
+    command = [sys.executable, "-m", *arguments]
+    return started(
+        command, log=log, start_s=start_s, url=url, ready_path=ready_path, environment=environment
+    )
+
+
+@contextmanager
+def started(
+    command: Sequence[str],
+    *,
+    log: Path,
+    start_s: float,
+    url: str | None = None,
+    ready_path: str = "/healthz",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Program]:
+    """
+    Any program, as `running`; its options are the same.
+
+    Raises:
+        NotStarted: If it ends, or is not ready in time.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
+            command,
             cwd=ROOT,
             env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,

@@ -7,18 +7,15 @@ alarm's minutes, and leaves the expressions as they are.
 
 import re
 import shutil
-import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import yaml
 
 from deploy.debian_programs import unpacked
-from loadtest.programs import ROOT, NotStarted, free_port
+from loadtest.programs import ROOT, Program, free_port, started
 
 RULES = ROOT / "deploy" / "prometheus" / "alerts.yaml"
 HOW_TO_GET = (
@@ -26,7 +23,7 @@ HOW_TO_GET = (
     "`python3 deploy/debian_programs.py prometheus`, which needs no root"
 )
 SCRAPE_S = 1
-START_S, STOP_S, LOOK_S = 30.0, 10.0, 0.1
+START_S = 30.0
 
 
 _DURATION = re.compile(r"\b(\d+)([mh])\b")
@@ -66,15 +63,11 @@ class Prometheus:
     One that runs.
 
     Args:
-        url: Where it listens.
+        process: Its process, and where it listens.
     """
 
-    def __init__(self, url: str) -> None:
-        self._http = httpx2.Client(base_url=url, timeout=10, trust_env=False)
-
-    def close(self) -> None:
-        """Close the connections to it."""
-        self._http.close()
+    def __init__(self, process: Program) -> None:
+        self._http = process.http
 
     def query(self, promql: str) -> list[dict[str, Any]]:
         """
@@ -91,13 +84,6 @@ class Prometheus:
         """Alarms that were raised at some moment of the last so many seconds."""
         promql = f'max_over_time(ALERTS{{alertstate="firing"}}[{round(within_s * 1000)}ms])'
         return frozenset(str(one["metric"]["alertname"]) for one in self.query(promql))
-
-    def ready(self) -> bool:
-        """Whether it answers."""
-        try:
-            return self._http.get("/-/ready").is_success
-        except httpx2.HTTPError:
-            return False
 
 
 @contextmanager
@@ -123,30 +109,15 @@ def prometheus(
     (folder / "alerts.yaml").write_text(hurried_rules() if alarms else "groups: []\n")
     (folder / "prometheus.yaml").write_text(_configuration(targets))
     address = f"127.0.0.1:{free_port()}"
-    with (folder / "prometheus.log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                str(binary),
-                f"--config.file={folder / 'prometheus.yaml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address={address}",
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    running = Prometheus(f"http://{address}")
-    try:
-        _wait_ready(running, process, folder / "prometheus.log")
-        yield running
-    finally:
-        running.close()
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    command = [
+        str(binary),
+        f"--config.file={folder / 'prometheus.yaml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+    ]
+    log, url = folder / "prometheus.log", f"http://{address}"
+    with started(command, log=log, start_s=START_S, url=url, ready_path="/-/ready") as found:
+        yield Prometheus(found)
 
 
 def _configuration(targets: Mapping[str, str]) -> str:
@@ -163,12 +134,3 @@ def _configuration(targets: Mapping[str, str]) -> str:
             for name, target in targets.items()
         ],
     })
-
-
-def _wait_ready(running: Prometheus, process: subprocess.Popen[bytes], log: Path) -> None:
-    until_s = time.monotonic() + START_S
-    while not running.ready():
-        if process.poll() is not None or time.monotonic() > until_s:
-            tail = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
-            raise NotStarted(f"Prometheus did not come up:\n{tail}")
-        time.sleep(LOOK_S)

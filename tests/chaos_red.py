@@ -1,7 +1,8 @@
 """
 Pulls each plug of `make chaos` with a safeguard taken out, and shows that a promise is broken then.
 
-`make chaos-red`, or `python -m tests.chaos_red "engine killed" storm` for some of them. The exit code is 0 if every plug breaks its promise for the reason that is written here.
+`make chaos-red`, or `python -m tests.chaos_red "engine killed" storm` for some of them. The exit code
+is 0 if every plug breaks its promise for the reason that is written here.
 """
 
 import json
