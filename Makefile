@@ -12,6 +12,8 @@ SETUP := $(PYTHON) deploy/setup_environments.py
 # Every test says in a sentence what it holds; fakes and other helpers speak by their names.
 SENTENCES := $(BIN)/interrogate --fail-under 100 --whitelist-regex '^test_'
 
+# A file stays in one process: its tests share a running orchestrator.
+SIDE_BY_SIDE := -n 2 --dist loadfile
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help run test test-unit simulation test-integration test-contract check loadtest soak chaos chaos-red report costs relay \
@@ -39,7 +41,7 @@ test: setup-dev model ## every test, real vLLM included, fast ones first
 
 test-unit: setup-dev ## no socket, no sleep: seconds
 	@echo "== unit"
-	@$(BIN)/pytest -q tests/unit
+	@$(BIN)/pytest -q $(SIDE_BY_SIDE) tests/unit
 
 simulation: setup-dev ## the gate against a model of an engine, in virtual time; prints the table
 	@echo "== simulation"
@@ -47,7 +49,7 @@ simulation: setup-dev ## the gate against a model of an engine, in virtual time;
 
 test-integration: setup-dev tools ## real processes and loopback sockets
 	@echo "== integration"
-	@$(BIN)/pytest -q tests/integration
+	@$(BIN)/pytest -q $(SIDE_BY_SIDE) tests/integration
 
 test-contract: setup-dev model ## real vLLM on this machine, the openai client
 	@echo "== contract"

@@ -289,11 +289,11 @@ class Settings(BaseSettings):
         "does not come further, before it is failed; the pauses grow from 2 to 60 seconds.",
     )
     ingestion_max_interruptions: int = Field(
-        4,
+        5,
         ge=1,
         description="How often in a row the process may end while it works on a document that does "
         "not come further, before it is failed. From the third time on the document is worked on "
-        "alone, 4 and then 16 seconds after the start, so that only what ends the process counts.",
+        "alone, 4, 16 and then 64 seconds after the start: only what ends the process counts.",
     )
     index_wait_s: float = Field(
         0.5,

@@ -2,12 +2,15 @@
 An engine without a model, for faults that a real one cannot be told to have.
 
 Speaks the part of vLLM's wire that the orchestrator uses, over a real socket. What it does next is
-a `Script`, chosen by the test; it counts what runs, so that aborts can be seen.
+a `Script`, chosen by the test; it counts what runs, so that aborts can be seen. It embeds, too, for
+tests of which the real embedder, seven seconds of processor time at each start, is no part.
 """
 
 import asyncio
 import json
+import re
 import threading
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +22,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 MODEL = "fake-model"
 WINDOW = 4096
+DIMENSION = 384
+"""That of the bundled embedding model."""
 
 
 @dataclass
@@ -57,6 +62,7 @@ class FakeEngine:
         self.app.add_api_route("/v1/models", self.models)
         self.app.add_api_route("/metrics", self.metrics)
         self.app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
+        self.app.add_api_route("/v1/embeddings", self.embeddings, methods=["POST"])
 
     def play(self, **script: Any) -> None:
         """Behave like this from now on."""
@@ -69,6 +75,11 @@ class FakeEngine:
 
     async def metrics(self) -> Response:
         return Response(self.metrics_text, media_type="text/plain")
+
+    async def embeddings(self, request: Request) -> dict[str, Any]:
+        texts = (await request.json())["input"]
+        data = [{"index": n, "embedding": _counted(text)} for n, text in enumerate(texts)]
+        return {"object": "list", "data": data}
 
     async def chat(self, request: Request) -> Response:
         self.requests.append(await request.json())
@@ -105,6 +116,14 @@ class FakeEngine:
         tokens = len(script.tokens)
         yield _data({"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": tokens}})
         yield "data: [DONE]\n\n"
+
+
+def _counted(text: str) -> list[float]:
+    """A vector whose numbers count the words that fall to each: more words in common, nearer."""
+    vector = [0.01] * DIMENSION
+    for word in re.findall(r"\w+", text.lower()):
+        vector[zlib.crc32(word.encode()) % DIMENSION] += 1.0
+    return vector
 
 
 def _data(payload: dict[str, Any]) -> str:

@@ -173,12 +173,24 @@ class Bench:
 
 
 @contextmanager
-def bench(data_dir: Path, **settings: str) -> Iterator[Bench]:
-    """The three of them with the sample handbook inside, until the block ends."""
+def bench(data_dir: Path, *, own_embedder: bool = False, **settings: str) -> Iterator[Bench]:
+    """
+    The three of them with the sample handbook inside, until the block ends.
+
+    Args:
+        data_dir: The orchestrator's data folder.
+        own_embedder: Whether the orchestrator runs the real one, or asks a server that counts words.
+        settings: ORCHESTRATOR_* without the prefix; `SMALL` where none is given.
+    """
     with (
         serving(FaultyEngine()) as engine,
         proxying(engine.url) as proxy,
-        orchestrator(data_dir, proxy.url, **{**SMALL, **settings}) as program,
+        serving(FakeEngine()) as embedder,
+        orchestrator(
+            data_dir,
+            proxy.url,
+            **SMALL | ({} if own_embedder else {"embedder_url": embedder.url}) | settings,
+        ) as program,
         httpx2.Client(base_url=program.url, timeout=PATIENCE_S, trust_env=False) as http,
     ):
         assert isinstance(engine, FaultyEngine)

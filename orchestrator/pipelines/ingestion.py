@@ -99,7 +99,7 @@ class IngestionPipeline:
         counter: TokenCounter,
         threads: Threads,
         max_failures: int = 8,
-        max_interruptions: int = 4,
+        max_interruptions: int = 5,
         lease_s: float = 60.0,
         look_s: float = 1.0,
         on_done: Callable[[str, int, float], None] = lambda *_: None,

@@ -28,9 +28,9 @@ from orchestrator.retrieval.rows import (
 
 SUSPECT_FROM = 2
 """Interruptions without a step forward after which a document is worked on alone, after a pause."""
-FIRST_PAUSE_S, LATER_PAUSE_S = 4.0, 16.0
+PAUSES_S = 4.0, 16.0, 64.0
 """
-From the start of the process until a suspect is taken up again, in seconds.
+From the start of the process until a suspect is taken up again, in seconds: each longer than the last.
 
 What ends the process for another reason, and does it again and again, does so in these pauses, and
 that blames nobody. Only a document in whose work alone the process ends, each time, is the cause.
@@ -70,8 +70,9 @@ _CLAIM = f"""
 _RELEASE_ALL = f"""
     UPDATE jobs SET owner = NULL, due_at = CASE
         WHEN interruptions < {SUSPECT_FROM} THEN 0
-        WHEN interruptions = {SUSPECT_FROM} THEN :now + {FIRST_PAUSE_S}
-        ELSE :now + {LATER_PAUSE_S}
+        WHEN interruptions = {SUSPECT_FROM} THEN :now + {PAUSES_S[0]}
+        WHEN interruptions = {SUSPECT_FROM + 1} THEN :now + {PAUSES_S[1]}
+        ELSE :now + {PAUSES_S[2]}
     END
 """  # noqa: S608 - a constant
 _PUT_BACK = """
@@ -180,7 +181,7 @@ class JobStore:
         Take every lease away: whoever had one is dead, and that was an interruption.
 
         A document that was interrupted so often without coming further that it may be the cause
-        waits before it is taken up again; see `FIRST_PAUSE_S`.
+        waits before it is taken up again; see `PAUSES_S`.
         """
         with self._database.write() as db:
             db.execute(_RELEASE_ALL, {"now": self._clock()})

@@ -19,6 +19,7 @@ def running(tmp_path_factory):
     """One orchestrator for the file, with two seats at the engine."""
     with bench(
         tmp_path_factory.mktemp("client"),
+        own_embedder=True,
         max_concurrent_requests=str(SEATS),
         first_token_timeout_s="30",
         stall_timeout_s="30",

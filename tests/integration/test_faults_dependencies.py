@@ -20,7 +20,9 @@ RECOVERED_S = 90
 @pytest.fixture(scope="module")
 def running(tmp_path_factory):
     """One orchestrator for the file."""
-    with bench(tmp_path_factory.mktemp("dependencies"), embedder_timeout_s="3") as made:
+    with bench(
+        tmp_path_factory.mktemp("dependencies"), own_embedder=True, embedder_timeout_s="3"
+    ) as made:
         yield made
 
 

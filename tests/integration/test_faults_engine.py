@@ -6,7 +6,7 @@ import time
 import httpx2
 import pytest
 
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import FakeEngine, serving
 from tests.faults import (
     CHAT,
     PATIENCE_S,
@@ -38,7 +38,10 @@ def lost(tmp_path_factory):
     """An orchestrator with a document in it and no engine to be found."""
     data_dir = tmp_path_factory.mktemp("lost")
     with (
-        orchestrator(data_dir, "http://engine.invalid:8000", **SMALL) as program,
+        serving(FakeEngine()) as embedder,
+        orchestrator(
+            data_dir, "http://engine.invalid:8000", **SMALL, embedder_url=embedder.url
+        ) as program,
         httpx2.Client(base_url=program.url, timeout=PATIENCE_S, trust_env=False) as http,
     ):
         upload(http)

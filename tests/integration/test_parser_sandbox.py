@@ -170,7 +170,7 @@ async def test_a_look_never_waits_for_a_long_read(saved):
     slow, good = saved(pdfs.operand_bomb(1_900_000)), saved(pdfs.handbook(), "good.pdf")
     async with running() as (sandbox, _):
         busy = asyncio.create_task(read(sandbox, slow, total=1))
-        await wait_until(lambda: any(cpu_s(pid) > 0.5 for pid in sandbox.pids))
+        await wait_until(is_read(sandbox))
         began_s = time.monotonic()
         assert (await sandbox.inspect(good)).pages == 7
         assert time.monotonic() - began_s < 1
@@ -185,7 +185,7 @@ async def test_cancelling_the_reader_kills_its_worker_only(saved):
     async with running() as (sandbox, _):
         inspector, reader = sandbox.pids
         busy = asyncio.create_task(read(sandbox, slow, total=1))
-        await wait_until(lambda: cpu_s(reader) > 0.5)
+        await wait_until(is_read(sandbox))
         busy.cancel()
         await asyncio.gather(busy, return_exceptions=True)
         await wait_until(lambda: not psutil.pid_exists(reader))
@@ -218,7 +218,7 @@ async def test_closing_ends_what_is_being_read(saved):
     slow = saved(pdfs.operand_bomb(1_900_000))
     async with running() as (sandbox, _):
         readers = [asyncio.create_task(read(sandbox, slow, total=1)) for _ in range(3)]
-        await wait_until(lambda: any(cpu_s(pid) > 0.3 for pid in sandbox.pids))
+        await wait_until(is_read(sandbox))
         await sandbox.aclose()
         ends = await asyncio.gather(*readers, return_exceptions=True)
         assert [type(end) for end in ends] == [errors.NotReady] * 3
@@ -323,6 +323,16 @@ async def wait_until(condition, within_s=30):
     while not condition():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
+
+
+def is_read(sandbox):
+    """
+    Condition: a worker has computed for half a second from now on.
+
+    From now on: a slow machine may have spent more than that on the workers' imports alone.
+    """
+    before_s = {pid: cpu_s(pid) for pid in sandbox.pids}
+    return lambda: any(cpu_s(pid) > used_s + 0.5 for pid, used_s in before_s.items())
 
 
 def cpu_s(pid):

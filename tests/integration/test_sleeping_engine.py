@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from deploy.stack_probe import HttpProbe, Look
+from tests.fake_engine import FakeEngine, serving
 from tests.faults import upload, wait_until
 from tests.running import free_port, model_server, orchestrator
 from tests.unit.model_server.making import write_model
@@ -60,6 +61,7 @@ def running_stack(folder: Path, **settings: str) -> Iterator[Stack]:
         "MODEL_SERVER_ENGINE_PORT": str(free_port()),
     }
     with (
+        serving(FakeEngine()) as embedder,
         model_server(folder, start_s=START_S, **(simulated | settings)) as keeper,
         orchestrator(
             folder / "data",
@@ -67,6 +69,7 @@ def running_stack(folder: Path, **settings: str) -> Iterator[Stack]:
             control_url=keeper.url,
             control_key=KEY,
             engine_poll_s="0.2",
+            embedder_url=embedder.url,
         ) as running,
         httpx2.Client(base_url=running.url, timeout=60, trust_env=False) as http,
         httpx2.Client(

@@ -124,7 +124,7 @@ class Setting:
             await pipeline.aclose()
 
     def pauses_end(self):
-        self.ahead_s += 60
+        self.ahead_s += 64
 
     async def until(self, condition):
         async with asyncio.timeout(WAIT_S):
@@ -274,10 +274,10 @@ async def test_a_damaged_document_is_not_tried_twice(setting):
 
 
 async def test_a_document_that_ends_the_process_again_and_again_is_given_up(setting):
-    """Four deaths in its work: the fifth start leaves it alone, and goes on with others."""
+    """Five deaths in its work: the sixth start leaves it alone, and goes on with others."""
     setting.queue("a")
     setting.queue("b")
-    for _ in range(4):
+    for _ in range(5):
         assert setting.jobs.claim("dead", lease_s=60).document_id == "a"
         setting.jobs.release_all()
         setting.pauses_end()

@@ -154,10 +154,10 @@ def test_deaths_in_a_row_blame_nobody_who_waits(jobs, library, clock):
 
 
 def test_each_further_death_makes_a_longer_pause(jobs, library, clock):
-    """From the start of the process: 4 seconds, then 16."""
+    """From the start of the process: 4 seconds, then 16, then 64, and no longer."""
     library.queue("a")
     interrupted(jobs, 2)
-    for pause_s, before in ((4, 2), (16, 3), (16, 4)):
+    for pause_s, before in ((4, 2), (16, 3), (64, 4), (64, 5)):
         clock[0] += pause_s - 0.1
         assert jobs.claim("early", lease_s=60) is None
         clock[0] += 0.1
