@@ -16,6 +16,7 @@ from orchestrator.api.health import HealthRoutes
 from orchestrator.api.json_route import ShortWay
 from orchestrator.api.middleware import BodyLimit, Finished, RequestContext
 from orchestrator.api.openai_chat import OpenAIRoutes
+from orchestrator.api.page import PageRoutes, page_files
 from orchestrator.api.sse import StreamTimers
 from orchestrator.assembly import Components
 from orchestrator.errors import OrchestratorError
@@ -76,10 +77,12 @@ def create_app(parts: Components) -> ASGIApp:
             HealthRoutes(
                 dependencies=picture.dependencies, status=picture.status, metrics=parts.metrics
             ),
+            PageRoutes(),
         )
     ]
     for router in routers:
         app.include_router(router)
+    app.router.routes.append(page_files())
     error_responses.install(app)
     short_way = ShortWay(app, routes=[route for router in routers for route in router.routes])
     limited = BodyLimit(

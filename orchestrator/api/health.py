@@ -1,4 +1,4 @@
-"""`/healthz`, `/readyz`, `/metrics`, `/status`, and what `/` says."""
+"""`/healthz`, `/readyz`, `/metrics` and `/status`."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -11,17 +11,6 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from orchestrator.telemetry.metrics import Metrics
 
 Health = Literal["ok", "degraded", "down"]
-
-WELCOME = """\
-Tidegate answers questions over your PDFs, with cited pages.
-
-  POST /upload               multipart, field `file`
-  GET  /documents            what is there, and how far it is
-  POST /ask                  {"question": "..."}
-  POST /v1/chat/completions  the same, for OpenAI clients
-  GET  /status               what the service is doing
-  GET  /openapi.json         every route
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +48,6 @@ class HealthRoutes:
         router.add_api_route("/readyz", self.ready, methods=["GET"])
         router.add_api_route("/metrics", self.metrics, methods=["GET"])
         router.add_api_route("/status", self.status, methods=["GET"])
-        router.add_api_route("/", self.welcome, methods=["GET"], include_in_schema=False)
         return router
 
     async def alive(self) -> dict[str, str]:
@@ -88,7 +76,3 @@ class HealthRoutes:
     async def status(self) -> dict[str, Any]:
         """Show queue, engine, documents and memory at one look."""
         return await self._status()
-
-    async def welcome(self) -> Response:
-        """Point a visitor to the routes."""
-        return PlainTextResponse(WELCOME)

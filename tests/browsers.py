@@ -1,0 +1,72 @@
+"""A real browser for tests: Debian's Chromium, driven by Playwright."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 375, "height": 720}
+
+
+def chromium() -> str | None:
+    """The browser's program, if this machine has one."""
+    return next((found for name in PROGRAMS if (found := shutil.which(name))), None)
+
+
+def why_no_browser() -> str | None:
+    """Why no page can be opened here, and what to do; None if one can."""
+    if chromium() is None:
+        return "no Chromium on this machine: apt install chromium"
+    return None
+
+
+@contextmanager
+def browsing() -> Iterator[Browser]:
+    """A browser without a window, until the block ends."""
+    with sync_playwright() as playwright:
+        # Without Chromium's own sandbox: as root, and in most containers, it does not start with it.
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Visit:
+    """
+    A page, and everything that went wrong in it or left its origin.
+
+    Attributes:
+        page: Playwright's.
+        wrong: Errors of scripts, and what the page's policy forbade.
+        foreign: Addresses that were asked for elsewhere.
+    """
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.wrong: list[str] = []
+        self.foreign: list[str] = []
+        page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        page.on("console", self._hear)
+        page.on("request", lambda request: self._see(request.url, url))
+
+    def _hear(self, message: object) -> None:
+        text = str(getattr(message, "text", ""))
+        # A status that is no success is one of these lines, too, and may be part of the test.
+        if getattr(message, "type", "") == "error" and "Failed to load resource" not in text:
+            self.wrong.append(text)
+
+    def _see(self, asked: str, url: str) -> None:
+        if not asked.startswith((url, "data:", "blob:")):
+            self.foreign.append(asked)
+
+    def ask(self, question: str) -> None:
+        """Type a question, and press Enter."""
+        self.page.fill("#question", question)
+        self.page.press("#question", "Enter")
+
+    def answer(self, number: int = -1) -> str:
+        """The text of an answer; the last one's."""
+        return self.page.locator(".turn .answer").nth(number).inner_text()

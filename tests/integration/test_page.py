@@ -1,0 +1,230 @@
+"""The page in a real browser, against a real orchestrator whose engine does what it is told."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
+
+from tests import pdfs
+from tests.browsers import NARROW, WIDE, Visit, browsing, why_no_browser
+from tests.faults import bench
+
+pytestmark = pytest.mark.skipif(why_no_browser() is not None, reason=str(why_no_browser()))
+
+LONG_MS = 30_000
+PICTURES = os.environ.get("PICTURES")
+"""A folder for screenshots, for people to look at."""
+EVIL = (
+    "Look [here](https://evil.example/?q=1) ![](https://evil.example/a.png)"
+    "<img src=x onerror=alert(1)><script>alert(2)</script> [1]."
+)
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """One orchestrator for the file, with a single place at the engine."""
+    with bench(
+        tmp_path_factory.mktemp("page"),
+        max_concurrent_requests="1",
+        first_token_timeout_s="30",
+        stall_timeout_s="30",
+    ) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with browsing() as started:
+        yield started
+
+
+@pytest.fixture
+def visit(running, browser):
+    """A first visit, on a wide screen; it must not have gone wrong, nor elsewhere."""
+    running.heal()
+    page = browser.new_context(viewport=WIDE).new_page()
+    page.set_default_timeout(LONG_MS)
+    made = Visit(page, running.program.url)
+    page.goto(running.program.url)
+    expect(page.locator("li.ready").first).to_be_visible(timeout=LONG_MS)
+    yield made
+    assert made.wrong == []
+    assert made.foreign == []
+    page.context.close()
+    running.engine.play()
+    running.nothing_left()
+
+
+def pictured(visit, name):
+    """Keep a picture, if somebody wants to look at it."""
+    if PICTURES:
+        visit.page.screenshot(path=Path(PICTURES) / f"{name}.png")
+
+
+def test_from_a_dropped_file_to_the_marked_passage(running, visit):
+    """Drop a PDF, see it become ready, ask, click a citation: the page opens with the mark."""
+    running.engine.play(tokens=["The tower ", "stands at Quay 7 [1]", "."], token_s=0.1)
+    page = visit.page
+    tower = pdfs.text_pdf([
+        "The old lighthouse tower stands at Quay 7 and is painted red.",
+        "Fishing boats moor on Tuesdays; nets are dried in the yard behind the market.",
+    ])
+    page.set_input_files(
+        "#files", {"name": "tower.pdf", "mimeType": "application/pdf", "buffer": tower}
+    )
+    row = page.locator("li", has_text="tower.pdf")
+    expect(row).to_have_class("ready", timeout=LONG_MS)
+    expect(row).to_contain_text("2 pages")
+    row.get_by_role("checkbox").check()
+    expect(page.locator("#scope")).to_contain_text("1 document you chose")
+    visit.ask("Where does the lighthouse tower stand?")
+    expect(page.locator(".turn .source").first).to_be_visible(timeout=LONG_MS)
+    assert "stands at Quay 7" in visit.answer()
+    pictured(visit, "answer")
+    page.get_by_role("button", name=re.compile("Source 1: tower.pdf")).first.click()
+    expect(page.locator("#viewer-title")).to_have_text("tower.pdf")
+    expect(page.locator("#page-words")).to_have_text("Page 1 of 2", timeout=LONG_MS)
+    mark = page.locator(".mark").first
+    expect(mark).to_be_visible(timeout=LONG_MS)
+    assert mark.bounding_box()["height"] > 3
+    pictured(visit, "viewer")
+    page.keyboard.press("Escape")
+    expect(page.locator("#viewer")).to_be_hidden()
+
+
+def test_a_file_that_cannot_be_read_says_why(visit):
+    """In the service's words, with the chance to try again."""
+    page = visit.page
+    page.set_input_files(
+        "#files", {"name": "note.pdf", "mimeType": "application/pdf", "buffer": b"no PDF"}
+    )
+    row = page.locator("li.refused")
+    expect(row).to_contain_text("PDF", timeout=LONG_MS)
+    expect(row.get_by_role("button", name="Try note.pdf again")).to_be_visible()
+    row.get_by_role("button", name="Remove note.pdf").click()
+    expect(row).to_have_count(0)
+
+
+def test_an_answer_goes_on_from_the_one_before(running, visit):
+    """The earlier turns go along; a new conversation has none."""
+    visit.ask("When does the gate close?")
+    expect(visit.page.locator(".turn .source").first).to_be_visible(timeout=LONG_MS)
+    running.engine.play()
+    visit.ask("And who decides it?")
+    expect(visit.page.locator(".turn").nth(1).locator(".source").first).to_be_visible()
+    sent = str(running.engine.requests[0]["messages"])
+    assert "When does the gate close?" in sent
+    running.engine.play()
+    visit.page.get_by_role("button", name="New conversation").click()
+    visit.ask("And who decides it?")
+    expect(visit.page.locator(".turn .source").first).to_be_visible()
+    assert "When does the gate close?" not in str(running.engine.requests[0]["messages"])
+
+
+def test_cancelling_frees_the_engine(running, visit):
+    """The answer that is on its way is given up at once, here and there."""
+    running.engine.play(tokens=["word "] * 200, token_s=0.2)
+    visit.ask("Tell me everything about the gate.")
+    expect(visit.page.locator(".turn .answer")).to_contain_text("word", timeout=LONG_MS)
+    visit.page.get_by_role("button", name="Cancel").click()
+    expect(visit.page.locator(".turn .how")).to_contain_text("Cancelled")
+    running.nothing_left()
+    expect(visit.page.locator("#send")).to_have_text("Ask")
+
+
+def test_a_place_in_the_queue_is_shown(running, browser, visit):
+    """While somebody else has the engine; then the answer comes."""
+    running.engine.play(tokens=["word "] * 30, token_s=0.1)
+    other = browser.new_page()
+    other.goto(running.program.url)
+    other.fill("#question", "Tell me everything.")
+    other.press("#question", "Enter")
+    expect(other.locator(".turn .answer")).to_contain_text("word", timeout=LONG_MS)
+    visit.ask("When does the gate close?")
+    expect(visit.page.locator(".turn .how")).to_contain_text("place 1", timeout=LONG_MS)
+    pictured(visit, "queue")
+    expect(visit.page.locator(".turn .answer")).to_contain_text("word", timeout=LONG_MS)
+    other.close()
+
+
+def test_a_lesser_answer_says_so_and_the_next_is_whole_again(running, visit):
+    """No engine: the passages themselves, with a banner; once it is back, an answer without one."""
+    page = visit.page
+    running.proxy.play(refuse=True)
+    visit.ask("When does the gate close?")
+    expect(page.locator(".turn .banner")).to_contain_text("No model answers now", timeout=LONG_MS)
+    expect(page.locator("#state-words")).to_contain_text("No model", timeout=LONG_MS)
+    expect(page.locator(".turn > .sources > .source").first).to_contain_text("page")
+    pictured(visit, "degraded")
+    running.heal()
+    visit.ask("When does the gate close?")
+    expect(page.locator(".turn").nth(1).locator(".source").first).to_be_visible(timeout=LONG_MS)
+    expect(page.locator(".turn").nth(1).locator(".banner")).to_be_hidden()
+    expect(page.locator("#state-words")).to_have_text("Ready", timeout=LONG_MS)
+
+
+def test_a_refusal_says_when_to_come_back(running, visit):
+    """In words, with a button that waits as long as the service asked for."""
+    page = visit.page
+    page.route(
+        "**/ask",
+        lambda route: route.fulfill(
+            status=429,
+            headers={"Retry-After": "3"},
+            json={"error": {"message": "Everything is taken.", "code": "queue_full"}},
+        ),
+    )
+    visit.ask("When does the gate close?")
+    again = page.get_by_role("button", name=re.compile("Try again"))
+    expect(again).to_be_disabled()
+    expect(page.locator(".turn .how")).to_contain_text("Everything is taken.")
+    page.unroute("**/ask")
+    expect(again).to_be_enabled(timeout=LONG_MS)
+    again.click()
+    expect(page.locator(".turn .source").first).to_be_visible(timeout=LONG_MS)
+    del running
+
+
+def test_what_an_answer_says_is_never_executed(running, visit):
+    """Scripts, pictures and links of an answer are gone; its words and marks are there."""
+    running.engine.play(tokens=[EVIL])
+    visit.ask("When does the gate close?")
+    expect(visit.page.locator(".turn .source").first).to_be_visible(timeout=LONG_MS)
+    answer = visit.page.locator(".turn .answer")
+    assert "here" in answer.inner_text()
+    assert answer.locator("img, script, a").count() == 0
+    assert answer.locator(".chip").count() == 1
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_nothing_serious_for_people_with_other_means(visit, scheme, size):
+    """axe-core finds nothing serious, with an answer, the status and a document open."""
+    page = visit.page
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size(size)
+    visit.ask("When does the gate close?")
+    expect(page.locator(".turn .source").first).to_be_visible(timeout=LONG_MS)
+    page.locator("#status-button").click()
+    expect(page.locator("#status dl")).to_be_visible()
+    pictured(visit, f"status-{scheme}-{size['width']}")
+    assert serious(page) == []
+    page.locator("#status-button").click()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.locator(".answer .chip").first.click()
+    expect(page.locator(".mark").first).to_be_visible(timeout=LONG_MS)
+    pictured(visit, f"reading-{scheme}-{size['width']}")
+    assert serious(page) == []
+
+
+def serious(page):
+    """What axe-core calls serious or critical: rule, and where."""
+    found = Axe().run(page).response["violations"]
+    return [
+        (rule["id"], [node["target"] for node in rule["nodes"]])
+        for rule in found
+        if rule["impact"] in {"serious", "critical"}
+    ]
