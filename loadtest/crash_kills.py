@@ -362,6 +362,7 @@ def kill_once(trial: Trial, sources: dict[str, bytes], number: int, *, settle: b
             broken = trial.settled(http, process.pid) if settle else trial.broken(http)
             if rng.random() < EMBEDDING_SHARE:
                 _wait_until_it_embeds(http)
+            trial.ledger.come_through(trial.stored(http))
             clients = Clients(url, trial.ledger, sources, SEED + number * CLIENTS)
             clients.start()
             mode = strike(process, rng)

@@ -62,6 +62,26 @@ class Ledger:
         with self.lock:
             self.entries[name].gone = True
 
+    def come_through(self, stored: Mapping[str, Mapping[str, Any]]) -> None:
+        """
+        Note what became of acts that a crash cut off: nothing is under way any more.
+
+        What is there is there to stay, and what is not does not come back. And clients can delete what
+        nobody acknowledged: otherwise the library would grow with every crash.
+
+        Args:
+            stored: The documents that the orchestrator lists, by their file's name.
+        """
+        with self.lock:
+            for name, entry in list(self.entries.items()):
+                if name in stored and not entry.gone:
+                    entry.acknowledged, entry.document_id = True, str(stored[name]["id"])
+                    entry.doomed = False
+                elif entry.doomed:
+                    entry.gone = True
+                elif not entry.acknowledged and (not entry.replaces or entry.replaces in stored):
+                    del self.entries[name]
+
     def living(self) -> list[str]:
         """Names of documents that are acknowledged, and neither doomed nor to be replaced."""
         with self.lock:

@@ -51,6 +51,32 @@ def test_a_deleted_document_stays_away():
     assert made.broken_promises({"a": READY}) == ["a was deleted, and is there again"]
 
 
+def test_what_a_crash_cut_off_is_known_after_it():
+    """Taken after all, not taken, deleted after all, not deleted: each holds from then on."""
+    made = ledger(a=None, b=None)
+    made.sending("came", "source")
+    made.sending("lost", "source", replaces="a")
+    made.deleting("a")
+    made.deleting("b")
+    made.come_through({"a": READY | {"id": "1"}, "came": QUEUED | {"id": "2"}})
+    assert made.living() == ["a", "came"]
+    assert made.entries["came"].document_id == "2"
+    assert made.broken_promises({"a": READY, "b": READY}) == [
+        "b was deleted, and is there again",
+        "came was acknowledged, and is lost",
+    ]
+    assert "a was acknowledged, and is lost" in made.broken_promises({"came": READY})
+
+
+def test_a_replacement_that_did_not_come_through_may_have_been_replaced_itself():
+    """Its forebear is gone: it was ready once, so that is no loss."""
+    made = ledger(old=None)
+    made.sending("new", "source", replaces="old")
+    made.deleting("old")
+    made.come_through({})
+    assert made.broken_promises({}) == []
+
+
 def test_one_of_old_and_new_is_there():
     """The old one until the new one is ready, then the new one alone."""
     made = ledger(old=None, new="old")
