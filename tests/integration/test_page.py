@@ -164,6 +164,8 @@ def test_a_lesser_answer_says_so_and_the_next_is_whole_again(running, visit):
     expect(page.locator(".turn").nth(1).locator(".source").first).to_be_visible(timeout=LONG_MS)
     expect(page.locator(".turn").nth(1).locator(".banner")).to_be_hidden()
     expect(page.locator("#state-words")).to_have_text("Ready", timeout=LONG_MS)
+    sent = str(running.engine.requests[-1]["messages"])
+    assert "passages that fit" not in sent, "a lesser answer is nothing to go on from"
 
 
 def test_a_refusal_says_when_to_come_back(running, visit):

@@ -174,9 +174,9 @@ class Turn {
 
   #done(answer) {
     this.received = answer.answer;
-    this.answer = answer.answer;
     this.byNumber = new Map(answer.citations.map((citation) => [citation.n, citation]));
     this.#lesser(answer.degraded);
+    this.answer = this.passagesOnly ? "" : answer.answer; // passages are nothing to go on from
     this.#draw();
     clearInterval(this.ticking);
     const shown = (citation) => citation.cited || this.passagesOnly;

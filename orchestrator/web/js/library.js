@@ -19,6 +19,7 @@ export class Library {
     this.next = null;
     this.waiting = [];
     this.sending = 0;
+    this.uploads = 0;
     this.list = find("#documents");
     this.name = find("#collection");
     this.name.value = localStorage.getItem("collection") ?? "default";
@@ -59,7 +60,7 @@ export class Library {
   /** Upload these files, a few at a time. */
   take(files) {
     for (const file of files) {
-      const key = `upload-${crypto.randomUUID()}`;
+      const key = `upload-${(this.uploads += 1)}`;
       this.#put(key, { filename: file.name, status: "waiting", share: 0 }, { first: true });
       this.waiting.push({ file, key });
     }
