@@ -16,7 +16,7 @@ from orchestrator.api.health import HealthRoutes
 from orchestrator.api.json_route import ShortWay
 from orchestrator.api.middleware import BodyLimit, Finished, RequestContext
 from orchestrator.api.openai_chat import OpenAIRoutes
-from orchestrator.api.page import PageRoutes, page_files
+from orchestrator.api.page import PageFiles, PageRoutes
 from orchestrator.api.sse import StreamTimers
 from orchestrator.assembly import Components
 from orchestrator.errors import OrchestratorError
@@ -82,7 +82,7 @@ def create_app(parts: Components) -> ASGIApp:
     ]
     for router in routers:
         app.include_router(router)
-    app.router.routes.append(page_files())
+    app.mount("/web", PageFiles())
     error_responses.install(app)
     short_way = ShortWay(app, routes=[route for router in routers for route in router.routes])
     limited = BodyLimit(

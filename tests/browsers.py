@@ -1,13 +1,25 @@
 """A real browser for tests: Debian's Chromium, driven by Playwright."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    FilePayload,
+    Locator,
+    Page,
+    ViewportSize,
+    expect,
+    sync_playwright,
+)
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-WIDE, NARROW = {"width": 1440, "height": 900}, {"width": 375, "height": 720}
+WIDE, NARROW = ViewportSize(width=1440, height=900), ViewportSize(width=375, height=720)
+PICTURES = os.environ.get("PICTURES")
+"""A folder for screenshots, for people to look at."""
 
 
 def chromium() -> str | None:
@@ -67,6 +79,28 @@ class Visit:
         self.page.fill("#question", question)
         self.page.press("#question", "Enter")
 
-    def answer(self, number: int = -1) -> str:
-        """The text of an answer; the last one's."""
-        return self.page.locator(".turn .answer").nth(number).inner_text()
+    def drop(self, name: str, data: bytes) -> Locator:
+        """Upload a file; its row."""
+        file: FilePayload = {"name": name, "mimeType": "application/pdf", "buffer": data}
+        self.page.set_input_files("#files", file)
+        return self.page.locator("li", has_text=name)
+
+    def pictured(self, name: str) -> None:
+        """Keep a picture, if somebody wants to look at it."""
+        if PICTURES:
+            self.page.screenshot(path=Path(PICTURES) / f"{name}.png")
+
+
+@contextmanager
+def visiting(browser: Browser, url: str, *, patience_ms: float) -> Iterator[Visit]:
+    """A first visit, on a wide screen, which must not have gone wrong, nor elsewhere."""
+    context = browser.new_context(viewport=WIDE)
+    page = context.new_page()
+    page.set_default_timeout(patience_ms)
+    expect.set_options(timeout=patience_ms)
+    visit = Visit(page, url)
+    page.goto(url)
+    yield visit
+    assert visit.wrong == []
+    assert visit.foreign == []
+    context.close()

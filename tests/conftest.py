@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from model_server.devices import import_nvml
+from tests.browsers import why_no_browser
 from tests.fake_engine import FakeEngine, serving
 from tests.gpus import why_no_gpu
 
@@ -40,6 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reasons = {
         "shared_data": None if SHARED.is_dir() else "no evaluation data beside the checkout",
         "gpu": why_no_gpu(nvml=import_nvml()),
+        "browser": why_no_browser(),
     }
     for item in items:
         for marker, reason in reasons.items():

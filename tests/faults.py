@@ -179,17 +179,16 @@ def bench(data_dir: Path, *, own_embedder: bool = False, **settings: str) -> Ite
 
     Args:
         data_dir: The orchestrator's data folder.
-        own_embedder: Whether the orchestrator runs the real one, or asks a server that counts words.
+        own_embedder: Whether the orchestrator runs the real one, or asks the engine, not through the proxy.
         settings: ORCHESTRATOR_* without the prefix; `SMALL` where none is given.
     """
     with (
         serving(FaultyEngine()) as engine,
         proxying(engine.url) as proxy,
-        serving(FakeEngine()) as embedder,
         orchestrator(
             data_dir,
             proxy.url,
-            **SMALL | ({} if own_embedder else {"embedder_url": embedder.url}) | settings,
+            **SMALL | ({} if own_embedder else {"embedder_url": engine.url}) | settings,
         ) as program,
         httpx2.Client(base_url=program.url, timeout=PATIENCE_S, trust_env=False) as http,
     ):

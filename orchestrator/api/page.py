@@ -9,7 +9,6 @@ from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import FileResponse, PlainTextResponse
-from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -60,15 +59,14 @@ class PageRoutes:
         return FileResponse(FOLDER / "index.html", headers={**HEADERS, **vary})
 
 
-class _PageFiles(StaticFiles):
-    """Static files with the page's headers."""
+class PageFiles(StaticFiles):
+    """Scripts, styles and vendored libraries, with the page's headers."""
+
+    def __init__(self) -> None:
+        super().__init__(directory=FOLDER)
 
     async def get_response(self, path: str, scope: Scope) -> Response:
+        """Give one file under the policy."""
         response = await super().get_response(path, scope)
         response.headers.update(HEADERS)
         return response
-
-
-def page_files() -> Mount:
-    """Scripts, styles and vendored libraries."""
-    return Mount("/web", _PageFiles(directory=FOLDER), name="web")

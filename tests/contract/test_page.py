@@ -1,6 +1,5 @@
 """The page in front of the real stack: a real PDF, the real embedder, the real vLLM, a real browser."""
 
-import os
 import re
 from pathlib import Path
 
@@ -8,12 +7,11 @@ import pytest
 from playwright.sync_api import expect
 
 from tests import pdfs
-from tests.browsers import WIDE, Visit, browsing, why_no_browser
+from tests.browsers import browsing, visiting
 
-pytestmark = pytest.mark.skipif(why_no_browser() is not None, reason=str(why_no_browser()))
+pytestmark = pytest.mark.browser
 
 DEV = Path(__file__).parents[3] / "shared" / "data" / "dev" / "pdfs"
-PICTURES = os.environ.get("PICTURES")
 LONG_MS = 120_000
 
 
@@ -25,15 +23,8 @@ def a_pdf() -> Path | None:
 
 @pytest.fixture
 def visit(stack):
-    """A first visit, which must not have gone wrong, nor elsewhere."""
-    with browsing() as browser:
-        page = browser.new_context(viewport=WIDE).new_page()
-        page.set_default_timeout(LONG_MS)
-        made = Visit(page, stack.url)
-        page.goto(stack.url)
+    with browsing() as browser, visiting(browser, stack.url, patience_ms=LONG_MS) as made:
         yield made
-    assert made.wrong == []
-    assert made.foreign == []
 
 
 def test_from_a_dropped_file_to_the_marked_passage(visit):
@@ -44,18 +35,14 @@ def test_from_a_dropped_file_to_the_marked_passage(visit):
         "The tide table of the harbour hangs in the hall of the old customs house."
     ])
     data = real.read_bytes() if real else made
-    page.set_input_files("#files", {"name": name, "mimeType": "application/pdf", "buffer": data})
-    row = page.locator("li", has_text=name)
-    expect(row).to_have_class("ready", timeout=LONG_MS)
+    row = visit.drop(name, data)
+    expect(row).to_have_class("ready")
     expect(row).to_contain_text(re.compile(r"\d+ pages?"))
     row.get_by_role("checkbox").check()
     visit.ask("What is this document about?")
-    expect(page.locator(".turn .answer")).to_have_text(re.compile(r"\w+"), timeout=LONG_MS)
-    expect(page.locator(".turn .sources")).to_contain_text(name, timeout=LONG_MS)
-    folded = page.locator(".turn .sources summary")
-    if folded.count():  # a model this small forgets its marks
-        folded.click()
-    page.locator(".turn .source .name", has_text=name).first.click()
+    expect(page.locator(".turn .answer")).to_have_text(re.compile(r"\w+"))
+    expect(page.locator(".turn .sources")).to_contain_text(name)
+    open_source(page, name)
     expect(page.locator("#viewer-title")).to_have_text(name)
     expect(page.locator(".mark").first).to_be_visible(timeout=LONG_MS)
 
@@ -65,11 +52,15 @@ def test_the_handbook_answers(visit):
     page = visit.page
     page.locator("li", has_text="handbook.pdf").get_by_role("checkbox").check()
     visit.ask("At what water level are the gates closed?")
-    expect(page.locator(".turn .sources")).to_contain_text("handbook.pdf", timeout=LONG_MS)
+    expect(page.locator(".turn .sources")).to_contain_text("handbook.pdf")
+    open_source(page, "page 2")
+    expect(page.locator(".mark").first).to_be_visible(timeout=LONG_MS)
+    visit.pictured("page")
+
+
+def open_source(page, words):
+    """Click the first source with these words, cited or not: a model this small forgets its marks."""
     folded = page.locator(".turn .sources summary")
     if folded.count():
         folded.click()
-    page.locator(".turn .source .name", has_text="page 2").first.click()
-    expect(page.locator(".mark").first).to_be_visible(timeout=LONG_MS)
-    if PICTURES:
-        page.screenshot(path=Path(PICTURES) / "page.png")
+    page.locator(".turn .source .name", has_text=words).first.click()

@@ -1,22 +1,18 @@
 """The page in a real browser, against a real orchestrator whose engine does what it is told."""
 
-import os
 import re
-from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from tests import pdfs
-from tests.browsers import NARROW, WIDE, Visit, browsing, why_no_browser
+from tests.browsers import NARROW, WIDE, browsing, visiting
 from tests.faults import bench
 
-pytestmark = pytest.mark.skipif(why_no_browser() is not None, reason=str(why_no_browser()))
+pytestmark = pytest.mark.browser
 
 LONG_MS = 30_000
-PICTURES = os.environ.get("PICTURES")
-"""A folder for screenshots, for people to look at."""
 EVIL = (
     "Look [here](https://evil.example/?q=1) ![](https://evil.example/a.png)"
     "<img src=x onerror=alert(1)><script>alert(2)</script> [1]."
@@ -43,25 +39,13 @@ def browser():
 
 @pytest.fixture
 def visit(running, browser):
-    """A first visit, on a wide screen; it must not have gone wrong, nor elsewhere."""
+    """A first visit, after which nothing may be left."""
     running.heal()
-    page = browser.new_context(viewport=WIDE).new_page()
-    page.set_default_timeout(LONG_MS)
-    made = Visit(page, running.program.url)
-    page.goto(running.program.url)
-    expect(page.locator("li.ready").first).to_be_visible(timeout=LONG_MS)
-    yield made
-    assert made.wrong == []
-    assert made.foreign == []
-    page.context.close()
+    with visiting(browser, running.program.url, patience_ms=LONG_MS) as made:
+        expect(made.page.locator("li.ready").first).to_be_visible()
+        yield made
     running.engine.play()
     running.nothing_left()
-
-
-def pictured(visit, name):
-    """Keep a picture, if somebody wants to look at it."""
-    if PICTURES:
-        visit.page.screenshot(path=Path(PICTURES) / f"{name}.png")
 
 
 def test_from_a_dropped_file_to_the_marked_passage(running, visit):
@@ -72,25 +56,22 @@ def test_from_a_dropped_file_to_the_marked_passage(running, visit):
         "The old lighthouse tower stands at Quay 7 and is painted red.",
         "Fishing boats moor on Tuesdays; nets are dried in the yard behind the market.",
     ])
-    page.set_input_files(
-        "#files", {"name": "tower.pdf", "mimeType": "application/pdf", "buffer": tower}
-    )
-    row = page.locator("li", has_text="tower.pdf")
-    expect(row).to_have_class("ready", timeout=LONG_MS)
+    row = visit.drop("tower.pdf", tower)
+    expect(row).to_have_class("ready")
     expect(row).to_contain_text("2 pages")
     row.get_by_role("checkbox").check()
     expect(page.locator("#scope")).to_contain_text("1 document you chose")
     visit.ask("Where does the lighthouse tower stand?")
     expect(page.locator(".turn .source").first).to_be_visible(timeout=LONG_MS)
-    assert "stands at Quay 7" in visit.answer()
-    pictured(visit, "answer")
+    expect(page.locator(".turn .answer")).to_contain_text("stands at Quay 7")
+    visit.pictured("answer")
     page.get_by_role("button", name=re.compile("Source 1: tower.pdf")).first.click()
     expect(page.locator("#viewer-title")).to_have_text("tower.pdf")
-    expect(page.locator("#page-words")).to_have_text("Page 1 of 2", timeout=LONG_MS)
+    expect(page.locator("#page-words")).to_have_text("Page 1 of 2")
     mark = page.locator(".mark").first
     expect(mark).to_be_visible(timeout=LONG_MS)
     assert mark.bounding_box()["height"] > 3
-    pictured(visit, "viewer")
+    visit.pictured("viewer")
     page.keyboard.press("Escape")
     expect(page.locator("#viewer")).to_be_hidden()
 
@@ -98,11 +79,9 @@ def test_from_a_dropped_file_to_the_marked_passage(running, visit):
 def test_a_file_that_cannot_be_read_says_why(visit):
     """In the service's words, with the chance to try again."""
     page = visit.page
-    page.set_input_files(
-        "#files", {"name": "note.pdf", "mimeType": "application/pdf", "buffer": b"no PDF"}
-    )
+    visit.drop("note.pdf", b"no PDF")
     row = page.locator("li.refused")
-    expect(row).to_contain_text("PDF", timeout=LONG_MS)
+    expect(row).to_contain_text("PDF")
     expect(row.get_by_role("button", name="Try note.pdf again")).to_be_visible()
     row.get_by_role("button", name="Remove note.pdf").click()
     expect(row).to_have_count(0)
@@ -128,7 +107,7 @@ def test_cancelling_frees_the_engine(running, visit):
     """The answer that is on its way is given up at once, here and there."""
     running.engine.play(tokens=["word "] * 200, token_s=0.2)
     visit.ask("Tell me everything about the gate.")
-    expect(visit.page.locator(".turn .answer")).to_contain_text("word", timeout=LONG_MS)
+    expect(visit.page.locator(".turn .answer")).to_contain_text("word")
     visit.page.get_by_role("button", name="Cancel").click()
     expect(visit.page.locator(".turn .how")).to_contain_text("Cancelled")
     running.nothing_left()
@@ -142,11 +121,11 @@ def test_a_place_in_the_queue_is_shown(running, browser, visit):
     other.goto(running.program.url)
     other.fill("#question", "Tell me everything.")
     other.press("#question", "Enter")
-    expect(other.locator(".turn .answer")).to_contain_text("word", timeout=LONG_MS)
+    expect(other.locator(".turn .answer")).to_contain_text("word")
     visit.ask("When does the gate close?")
-    expect(visit.page.locator(".turn .how")).to_contain_text("place 1", timeout=LONG_MS)
-    pictured(visit, "queue")
-    expect(visit.page.locator(".turn .answer")).to_contain_text("word", timeout=LONG_MS)
+    expect(visit.page.locator(".turn .how")).to_contain_text("place 1")
+    visit.pictured("queue")
+    expect(visit.page.locator(".turn .answer")).to_contain_text("word")
     other.close()
 
 
@@ -155,15 +134,15 @@ def test_a_lesser_answer_says_so_and_the_next_is_whole_again(running, visit):
     page = visit.page
     running.proxy.play(refuse=True)
     visit.ask("When does the gate close?")
-    expect(page.locator(".turn .banner")).to_contain_text("No model answers now", timeout=LONG_MS)
-    expect(page.locator("#state-words")).to_contain_text("No model", timeout=LONG_MS)
+    expect(page.locator(".turn .banner")).to_contain_text("No model answers now")
+    expect(page.locator("#state-words")).to_contain_text("No model")
     expect(page.locator(".turn > .sources > .source").first).to_contain_text("page")
-    pictured(visit, "degraded")
+    visit.pictured("degraded")
     running.heal()
     visit.ask("When does the gate close?")
     expect(page.locator(".turn").nth(1).locator(".source").first).to_be_visible(timeout=LONG_MS)
     expect(page.locator(".turn").nth(1).locator(".banner")).to_be_hidden()
-    expect(page.locator("#state-words")).to_have_text("Ready", timeout=LONG_MS)
+    expect(page.locator("#state-words")).to_have_text("Ready")
     sent = str(running.engine.requests[-1]["messages"])
     assert "passages that fit" not in sent, "a lesser answer is nothing to go on from"
 
@@ -212,13 +191,13 @@ def test_nothing_serious_for_people_with_other_means(visit, scheme, size):
     expect(page.locator(".turn .source").first).to_be_visible(timeout=LONG_MS)
     page.locator("#status-button").click()
     expect(page.locator("#status dl")).to_be_visible()
-    pictured(visit, f"status-{scheme}-{size['width']}")
+    visit.pictured(f"status-{scheme}-{size['width']}")
     assert serious(page) == []
     page.locator("#status-button").click()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.locator(".answer .chip").first.click()
     expect(page.locator(".mark").first).to_be_visible(timeout=LONG_MS)
-    pictured(visit, f"reading-{scheme}-{size['width']}")
+    visit.pictured(f"reading-{scheme}-{size['width']}")
     assert serious(page) == []
 
 

@@ -86,13 +86,12 @@ def tgi_http(shared_tgi, tmp_path_factory):
     """A client of an orchestrator whose only engine is that one."""
     folder = tmp_path_factory.mktemp("tgi")
     with (
-        serving(FakeEngine()) as embedder,
         orchestrator(
             folder,
             shared_tgi.url,
             **SMALL,
             max_concurrent_requests="4",
-            embedder_url=embedder.url,
+            embedder_url=shared_tgi.url,
         ) as program,
         httpx2.Client(base_url=program.url, timeout=30, trust_env=False) as http,
     ):

@@ -74,7 +74,7 @@ export async function* ask(body, signal) {
   for await (const event of readEvents(response.body, SILENT_S)) {
     if (event.event === "error") {
       const { message, code } = event.data.error;
-      throw new Told(message, { code, retryAfterS: event.data.error.retry_after_s ?? null });
+      throw new Told(message, { code });
     }
     yield event;
     if (event.event === "done") return;

@@ -12,7 +12,7 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-export const find = (selector, within = document) => within.querySelector(selector);
+export const find = (selector) => document.querySelector(selector);
 
 /** "1 page", "3 pages". */
 export const count = (n, word) => `${n.toLocaleString("en")} ${word}${n === 1 ? "" : "s"}`;

@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from orchestrator.api.page import FOLDER, PageRoutes, page_files
+from orchestrator.api.page import FOLDER, PageFiles, PageRoutes
 
 OURS = [
     path
@@ -19,7 +19,7 @@ OURS = [
 def client():
     app = FastAPI()
     app.include_router(PageRoutes().router())
-    app.router.routes.append(page_files())
+    app.mount("/web", PageFiles())
     return TestClient(app)
 
 
