@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 from tests import pdfs
 from tests.browsers import NARROW, WIDE, browsing, visiting
 from tests.faults import bench
+from tests.running import orchestrator
 
 pytestmark = pytest.mark.browser
 
@@ -167,6 +168,27 @@ def test_a_refusal_says_when_to_come_back(running, visit):
     again.click()
     expect(page.locator(".turn .source").first).to_be_visible(timeout=LONG_MS)
     del running
+
+
+def test_a_connection_that_breaks_is_told_in_words(running, browser, tmp_path):
+    """The orchestrator is killed in the middle of an answer: what happened, and a button."""
+    with (
+        orchestrator(
+            tmp_path / "data", running.engine.url, embedder_url=running.engine.url
+        ) as program,
+        visiting(browser, program.url, patience_ms=LONG_MS) as visit,
+    ):
+        row = visit.drop("handbook.pdf", pdfs.handbook())
+        expect(row).to_have_class("ready")
+        running.engine.play(tokens=["word "] * 200, token_s=0.2)
+        visit.ask("When does the gate close?")
+        expect(visit.page.locator(".turn .answer")).to_contain_text("word")
+        program.process.kill()
+        told = visit.page.locator(".turn .how")
+        expect(told).to_contain_text("The connection broke off.")
+        expect(told.get_by_role("button", name="Try again")).to_be_enabled()
+        expect(visit.page.locator("#send")).to_have_text("Ask")
+    running.engine.play()
 
 
 def test_what_an_answer_says_is_never_executed(running, visit):

@@ -11,7 +11,7 @@ export async function* readEvents(body, silentS) {
   let kept = "";
   try {
     for (;;) {
-      const { value, done } = await within(reader.read(), silentS);
+      const { value, done } = await within(reader.read().catch(inWords), silentS);
       if (done) return;
       kept += value;
       const frames = kept.split(/\r?\n\r?\n/);
@@ -24,6 +24,12 @@ export async function* readEvents(body, silentS) {
   } finally {
     reader.cancel().catch(() => {}); // whoever stops listening hangs up
   }
+}
+
+/** Browsers say "network error"; a cancelled answer stays an AbortError. */
+function inWords(error) {
+  if (error.name === "AbortError") throw error;
+  throw new Error("The connection broke off. The service may be restarting; try again in a moment.");
 }
 
 function parse(text) {
