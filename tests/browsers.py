@@ -1,7 +1,6 @@
 """A real browser for tests: Debian's Chromium, driven by Playwright."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,22 +15,11 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+from tests.chromium import chromium
+
 WIDE, NARROW = ViewportSize(width=1440, height=900), ViewportSize(width=375, height=720)
 PICTURES = os.environ.get("PICTURES")
 """A folder for screenshots, for people to look at."""
-
-
-def chromium() -> str | None:
-    """The browser's program, if this machine has one."""
-    return next((found for name in PROGRAMS if (found := shutil.which(name))), None)
-
-
-def why_no_browser() -> str | None:
-    """Why no page can be opened here, and what to do; None if one can."""
-    if chromium() is None:
-        return "no Chromium on this machine: apt install chromium"
-    return None
 
 
 @contextmanager

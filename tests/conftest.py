@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model_server.devices import import_nvml
-from tests.browsers import why_no_browser
+from tests.chromium import why_no_browser
 from tests.fake_engine import FakeEngine, serving
 from tests.gpus import why_no_gpu
 
