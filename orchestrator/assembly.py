@@ -477,7 +477,11 @@ def _engine_client(
             stall_s=settings.stall_timeout_s,
         ),
         retry=RetryPolicy(attempts=settings.max_attempts),
-        budget=RetryBudget(ratio=settings.retry_ratio, per_s=settings.retry_per_s),
+        budget=RetryBudget(
+            ratio=settings.retry_ratio,
+            per_s=settings.retry_per_s,
+            burst=settings.retry_burst,
+        ),
         breaker=breaker,
         slow_first_token_s=settings.slow_first_token_s,
         max_concurrent=settings.max_concurrent_requests,

@@ -188,6 +188,11 @@ class Settings(BaseSettings):
     retry_per_s: float = Field(
         1, ge=0, description="Retries that a second pays for if its first attempts paid for fewer."
     )
+    retry_burst: float = Field(
+        5,
+        ge=1,
+        description="Retries that can be saved up for a short fault; saved up at the start.",
+    )
     breaker_window_s: float = Field(
         10, gt=0, description="Seconds over which a dependency's failures are counted."
     )
