@@ -9,7 +9,9 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from orchestrator.access.quotas import Quotas
 from orchestrator.api import error_responses
+from orchestrator.api.access import Access
 from orchestrator.api.ask import AskRoutes, QuestionLimits
 from orchestrator.api.documents import DocumentRoutes
 from orchestrator.api.health import HealthRoutes
@@ -63,19 +65,26 @@ def create_app(parts: Components) -> ASGIApp:
         request_timeout_s=settings.request_timeout_s,
     )
     timers = StreamTimers(settings.keep_alive_s, settings.write_timeout_s)
-    picture = StatusPicture(parts)
+    picture, quotas = StatusPicture(parts), Quotas()
     routers = [
         routes.router()
         for routes in (
-            AskRoutes(query=parts.query, limits=limits, timers=timers),
+            AskRoutes(query=parts.query, limits=limits, quotas=quotas, timers=timers),
             DocumentRoutes(
                 library=parts.library, max_files=settings.max_upload_files, timers=timers
             ),
             OpenAIRoutes(
-                query=parts.query, monitor=parts.engine.monitor, limits=limits, timers=timers
+                query=parts.query,
+                monitor=parts.engine.monitor,
+                limits=limits,
+                quotas=quotas,
+                timers=timers,
             ),
             HealthRoutes(
-                dependencies=picture.dependencies, status=picture.status, metrics=parts.metrics
+                dependencies=picture.dependencies,
+                status=picture.status,
+                excerpt=picture.excerpt,
+                metrics=parts.metrics,
             ),
             PageRoutes(),
         )
@@ -91,7 +100,7 @@ def create_app(parts: Components) -> ASGIApp:
         default_bytes=settings.max_body_bytes,
     )
     return RequestContext(
-        limited,
+        Access(limited, keyring=parts.keyring, quotas=quotas, any_host=settings.insecure),
         max_open=settings.max_open_requests,
         on_finished=_count_requests(parts.metrics),
     )
@@ -110,6 +119,7 @@ def prepare(parts: Components) -> None:
     _require_same_embedder(parts)
     _recount_if_changed(parts)
     parts.library.open()
+    parts.keyring.read()
 
 
 @asynccontextmanager
@@ -137,6 +147,8 @@ async def running(parts: Components) -> AsyncIterator[None]:
         # While the embedder loads its model anyway: the first question finds both.
         with suppress(OrchestratorError):  # a store that fails is told by every question
             await parts.threads.run(parts.indexes.load_soon)
+        await parts.keyring.start()
+        stack.push_async_callback(parts.keyring.aclose)
         await parts.housekeeper.start()
         stack.push_async_callback(parts.housekeeper.aclose)
         for engine in engines:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from orchestrator.access.key_file import KeyFile
+from orchestrator.access.keyring import Keyring
 from orchestrator.concurrency import Threads
 from orchestrator.data_folder import DataFolder
 from orchestrator.documents import ocr
@@ -81,6 +83,7 @@ class Components:
     lag: LoopLag
     liveness: Liveness | None
     data_folder: DataFolder
+    keyring: Keyring
     store: DocumentStore
     jobs: JobStore
     housekeeper: Housekeeper
@@ -210,6 +213,9 @@ def assemble(settings: Settings) -> Components:
         lag=lag,
         liveness=None if port is None else Liveness(port, lag, host=settings.host),
         data_folder=DataFolder(settings.data_dir),
+        keyring=Keyring(
+            KeyFile(settings.data_dir), threads=threads, refresh_s=settings.keys_refresh_s
+        ),
         store=store,
         jobs=jobs,
         housekeeper=Housekeeper(

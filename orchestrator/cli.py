@@ -13,9 +13,16 @@ from rich.table import Table
 
 from orchestrator.client import Client, ClientError, ServerEvent
 from orchestrator.errors import OrchestratorError
+from orchestrator.keys_cli import keys
 
 Url = Annotated[
     str, typer.Option("--url", envvar="TIDEGATE_URL", help="Where the orchestrator listens.")
+]
+Key = Annotated[
+    str,
+    typer.Option(
+        "--key", envvar="TIDEGATE_KEY", help="An API key, if the orchestrator asks for one."
+    ),
 ]
 ControlUrl = Annotated[
     str,
@@ -40,12 +47,14 @@ GIB = 1024**3
 cli = typer.Typer(
     help="Ask your own PDFs, with cited pages.", no_args_is_help=True, add_completion=False
 )
+cli.add_typer(keys, name="keys")
 
 
 @cli.command()
 def add(
     files: Annotated[list[Path], typer.Argument(exists=True, dir_okay=False, help="PDFs.")],
     url: Url = DEFAULT_URL,
+    key: Key = "",
     collection: Collection = "default",
     replace: Annotated[
         str | None, typer.Option(help="Id of the document that goes when this one is ready.")
@@ -56,7 +65,7 @@ def add(
         Console().print("[red]--replace takes one file[/red]")
         raise typer.Exit(2)
     failures = 0
-    with Client(url) as client, _bars() as progress:
+    with Client(url, key=key) as client, _bars() as progress:
         for path in files:
             failures += not _add_one(client, path, collection, replace, progress)
     if failures:
@@ -67,6 +76,7 @@ def add(
 def ask(
     question: Annotated[str, typer.Argument(help="In your own words.")],
     url: Url = DEFAULT_URL,
+    key: Key = "",
     collection: Collection = "default",
     document: Annotated[list[str] | None, typer.Option(help="Search only this id.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
@@ -80,7 +90,7 @@ def ask(
     if max_tokens is not None:
         body["max_tokens"] = max_tokens
     out = Console(soft_wrap=True)
-    with Client(url) as client, _told():
+    with Client(url, key=key) as client, _told():
         for event in client.ask(body):
             _show_event(event, out)
 
@@ -88,13 +98,14 @@ def ask(
 @cli.command()
 def documents(
     url: Url = DEFAULT_URL,
+    key: Key = "",
     collection: Annotated[str | None, typer.Option(help="Of this collection only.")] = None,
     state: Annotated[str | None, typer.Option(help="In this state only, such as failed.")] = None,
 ) -> None:
     """List documents, newest first, and why a failed one failed."""
     wanted = {"collection": collection, "status": state, "limit": "1000"}
     query = urlencode({name: value for name, value in wanted.items() if value is not None})
-    with Client(url) as client, _told():
+    with Client(url, key=key) as client, _told():
         found = client.get(f"/documents?{query}")["documents"]
     table = Table("id", "file", "state", "pages", "note")
     for document in found:
@@ -105,17 +116,21 @@ def documents(
 
 
 @cli.command()
-def retry(document: Annotated[str, typer.Argument(help="Its id.")], url: Url = DEFAULT_URL) -> None:
+def retry(
+    document: Annotated[str, typer.Argument(help="Its id.")],
+    url: Url = DEFAULT_URL,
+    key: Key = "",
+) -> None:
     """Start a failed document over."""
-    with Client(url) as client, _told():
+    with Client(url, key=key) as client, _told():
         found = client.post(f"/documents/{document}/retry")
     Console().print(f"{escape(found['filename'])}: {found['status']}")
 
 
 @cli.command()
-def status(url: Url = DEFAULT_URL) -> None:
+def status(url: Url = DEFAULT_URL, key: Key = "") -> None:
     """Show what the service is doing."""
-    with Client(url) as client, _told():
+    with Client(url, key=key) as client, _told():
         found = client.get("/status")
     out = Console(soft_wrap=True)
     for name, value in _status_rows(found):
@@ -148,6 +163,7 @@ def wake(control_url: ControlUrl = DEFAULT_CONTROL_URL, control_key: ControlKey 
 @cli.command()
 def doctor(
     url: Url = DEFAULT_URL,
+    key: Key = "",
     *,
     data_dir: Annotated[
         Path | None,
@@ -165,7 +181,7 @@ def doctor(
         out.print("[red]✗[/red] say which folder: tidegate doctor --data-dir .data --repair")
         raise typer.Exit(2)
     try:
-        with Client(url) as client:
+        with Client(url, key=key) as client:
             ready, found = client.get("/readyz"), client.get("/status")
     except ClientError as exc:
         out.print(f"[red]✗[/red] orchestrator: {escape(str(exc))}")
@@ -177,7 +193,7 @@ def doctor(
         well = well and fine
         mark = "[green]✓[/green]" if fine else "[red]✗[/red]"
         out.print(f"{mark} {name} {dependency['status']} {escape(dependency['detail'])}".rstrip())
-    if not found["engine"]["exact_token_counts"]:
+    if not found["engine"].get("exact_token_counts", True):
         out.print("[yellow]![/yellow] token counts are estimates: set ORCHESTRATOR_TOKENIZER")
     failed = found["documents"].get("by_status", {}).get("failed", 0)
     if failed:
@@ -190,11 +206,17 @@ def doctor(
 
 
 @cli.command()
-def serve() -> None:
+def serve(
+    *,
+    insecure: Annotated[
+        bool,
+        typer.Option(help="Listen without keys, also where other machines can reach it."),
+    ] = False,
+) -> None:
     """Run the orchestrator; settings come from ORCHESTRATOR_* variables."""
     from orchestrator.server import run  # noqa: PLC0415 - the other commands need no server
 
-    raise typer.Exit(run())
+    raise typer.Exit(run(insecure=insecure))
 
 
 @cli.command()
@@ -278,6 +300,8 @@ def _show_event(event: ServerEvent, out: Console) -> None:
 
 
 def _status_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    if "memory" not in found:  # the key is no admin's
+        return _own_rows(found)
     gate, engine, documents = found["gate"], found["engine"], found["documents"]
     served = engine["model"] or ("asleep" if engine["asleep"] else "not ready")
     server = engine["model_server"]
@@ -300,6 +324,16 @@ def _status_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("memory", f"{found['memory']['rss_bytes'] / GIB:.2f} GiB"),
         ("uptime", f"{found['uptime_s']:.0f} s"),
+    ]
+
+
+def _own_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a key without --admin is shown."""
+    gate, engine, documents = found["gate"], found["engine"], found["documents"]
+    return [
+        ("engine", engine["model"] or ("asleep" if engine["asleep"] else "not ready")),
+        ("gate", f"{gate['queued']} waiting"),
+        ("documents", f"{documents.get('total', 0)} ({documents.get('chunks', 0)} chunks)"),
     ]
 
 

@@ -4,7 +4,8 @@ The one error tree of the orchestrator.
     OrchestratorError
     ├─ RequestError        InvalidRequest · InvalidParameter · ContextTooLong · ModelNotFound ·
     │                      RouteNotFound · MethodNotAllowed · BodyTooLarge · UnsupportedMediaType ·
-    │                      DocumentNotFound · CollectionNotFound · DocumentNotReady · ClientClosed
+    │                      DocumentNotFound · CollectionNotFound · DocumentNotReady · ClientClosed ·
+    │                      InvalidApiKey · AdminKeyNeeded · ForeignOrigin · RateLimited · QuotaExceeded
     ├─ DocumentError       NotAPdf · EmptyFile · DamagedDocument · EncryptedDocument · NoTextInDocument ·
     │                      NoPages · TooManyPages · DocumentTooLarge · ParserTimeout · ParserOutOfMemory ·
     │                      IngestionInterrupted
@@ -133,6 +134,37 @@ class ClientClosed(RequestError):
     """The caller hung up before its request was read."""
 
     code = "client_closed_request"
+
+
+class InvalidApiKey(RequestError):
+    """A key is needed, and none came, or none that is good."""
+
+    code = "invalid_api_key"
+
+
+class AdminKeyNeeded(RequestError):
+    """What the service as a whole is doing is shown to admin keys only."""
+
+    code = "admin_key_needed"
+
+
+class ForeignOrigin(RequestError):
+    """A page of another site asks, in the name of whoever looks at it."""
+
+    code = "foreign_origin"
+
+
+class RateLimited(RequestError):
+    """What the key may use up in a minute is used up."""
+
+    code = "rate_limit_exceeded"
+    retryable = True
+
+
+class QuotaExceeded(RequestError):
+    """The key's owner has as many documents, or bytes, as it may."""
+
+    code = "quota_exceeded"
 
 
 class DocumentError(OrchestratorError):

@@ -12,10 +12,12 @@ from types import FrameType
 
 import uvicorn
 
+from orchestrator.access.key_file import KeyFile
+from orchestrator.api.access import is_loopback
 from orchestrator.api.draining import Draining
 from orchestrator.app import EmbedderChangedError, create_app, prepare
 from orchestrator.assembly import assemble
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, StoreUnavailable
 from orchestrator.generation.tokenizer import TokenizerError
 from orchestrator.settings import PREFIX, Settings, SettingsError, load_settings
 from orchestrator.telemetry.logs import json_logging
@@ -36,16 +38,22 @@ LEAVING_S = 1.0
 logger = logging.getLogger(__name__)
 
 
-def run() -> int:
+def run(*, insecure: bool = False) -> int:
     """
     Serve until SIGTERM or SIGINT; the exit code says how it went.
 
     0: asked to stop. 2: a setting, the port or the data folder cannot be used (one line says why).
+
+    Args:
+        insecure: Whether to listen without keys where others can reach it, whatever the settings say.
     """
     try:
         settings = load_settings()
+        if insecure:
+            settings = settings.model_copy(update={"insecure": True})
+        _require_keys_where_others_are(settings)
         listener = _listen(settings)
-    except (SettingsError, OSError) as exc:
+    except (SettingsError, StoreUnavailable, OSError) as exc:
         return _complain(str(exc))
     with listener, json_logging(settings.log_level):
         try:
@@ -171,9 +179,21 @@ def config_text() -> str:
     for name, field in Settings.model_fields.items():
         origin = "set" if name in settings.model_fields_set else "default"
         value = getattr(settings, name)
-        shown = "***" if name.endswith("api_key") and value else value
+        shown = "***" if name.endswith("_key") and value else value
         lines.append(f"{PREFIX}{name.upper()}={shown}  ({origin}) {field.description}")
     return "\n".join([*lines, ""])
+
+
+def _require_keys_where_others_are(settings: Settings) -> None:
+    """Nobody's documents are for everybody on the network, unless that was said."""
+    host = settings.published_host or settings.host
+    if settings.insecure or is_loopback(host) or KeyFile(settings.data_dir).all():
+        return
+    raise SettingsError(
+        f"{host} can be reached from other machines, and there are no keys: "
+        "anybody could read every document. Make one first (tidegate keys create <name> --data-dir "
+        f"{settings.data_dir}), or say that this is meant: tidegate serve --insecure."
+    )
 
 
 def _listen(settings: Settings) -> socket.socket:

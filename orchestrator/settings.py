@@ -38,6 +38,22 @@ class Settings(BaseSettings):
     port: int = Field(
         8080, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one."
     )
+    published_host: str | None = Field(
+        None,
+        description="Address at which others reach a container that listens on all of its own; by "
+        "it is judged whether keys are needed.",
+    )
+    insecure: bool = Field(
+        default=False,
+        description="Whether anybody who reaches the address may do anything. Without it an address "
+        "that others can reach is refused while there are no keys (tidegate keys create).",
+    )
+    keys_refresh_s: float = Field(
+        1,
+        gt=0,
+        description="Seconds between two looks at the keys: so long a new one is unknown, and a "
+        "revoked one good.",
+    )
     data_dir: Path = Field(
         Path(".data"),
         description="Folder of everything that outlives the process: database, indexes, PDFs.",

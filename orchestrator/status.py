@@ -9,9 +9,11 @@ import psutil
 
 from orchestrator.api.health import Dependency
 from orchestrator.assembly import Components
+from orchestrator.domain import StoreCounts
 from orchestrator.errors import EngineUnavailable, OrchestratorError
 from orchestrator.generation.engines import Engine
 from orchestrator.resilience.circuit_breaker import CircuitBreaker
+from orchestrator.retrieval.holdings import Holdings
 
 VERSION = "0.1.0"
 
@@ -82,17 +84,35 @@ class StatusPicture:
             },
         }
 
-    async def _documents(self) -> dict[str, Any]:
-        """What the store holds; a broken store is when this page is needed most."""
+    async def excerpt(self, whole: dict[str, Any], owner: str) -> dict[str, Any]:
+        """What an owner sees of the picture: their own documents, and how long they will wait."""
+        gate, engine = whole["gate"], whole["engine"]
+        return {
+            "version": whole["version"],
+            "dependencies": {
+                name: {"status": found["status"], "detail": ""}
+                for name, found in whole["dependencies"].items()
+            },
+            "gate": {name: gate[name] for name in ("queued", "max_queued", "wait_target_s")},
+            "engine": {name: engine[name] for name in ("model", "max_model_len", "asleep")},
+            "documents": await self._documents(owner),
+        }
+
+    async def _documents(self, owner: str | None = None) -> dict[str, Any]:
+        """What the store holds, of one owner's or in all; a broken store is when that is asked."""
         try:
-            counts = await self._parts.threads.run(self._parts.store.counts)
+            counts = await self._parts.threads.run(self._count, owner)
         except OrchestratorError as exc:
-            return {"error": exc.message}
+            return {"error": exc.message if owner is None else "not readable now"}
         return {
             "total": counts.documents,
             "by_status": counts.by_status,
             "chunks": counts.chunks,
         }
+
+    def _count(self, owner: str | None) -> StoreCounts:
+        store = self._parts.store
+        return store.counts() if owner is None else Holdings(store.database).counts(owner)
 
     def _gate(self) -> dict[str, Any]:
         parts = self._parts

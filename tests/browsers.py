@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import (
     Browser,
     FilePayload,
@@ -92,3 +93,13 @@ def visiting(browser: Browser, url: str, *, patience_ms: float) -> Iterator[Visi
     assert visit.wrong == []
     assert visit.foreign == []
     context.close()
+
+
+def serious(page: Page) -> list[tuple[str, list[str]]]:
+    """What axe-core calls serious or critical: rule, and where."""
+    found = Axe().run(page).response["violations"]
+    return [
+        (rule["id"], [node["target"] for node in rule["nodes"]])
+        for rule in found
+        if rule["impact"] in {"serious", "critical"}
+    ]

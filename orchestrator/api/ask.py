@@ -1,13 +1,17 @@
 """`POST /ask` and `POST /search`."""
 
-import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
+from orchestrator.access.api_keys import ApiKey
+from orchestrator.access.ownership import stored_name
+from orchestrator.access.quotas import Quotas
+from orchestrator.api.access import identity
 from orchestrator.api.json_route import JsonRoute
 from orchestrator.api.schemas import (
     AskRequest,
@@ -33,7 +37,7 @@ from orchestrator.domain import (
     Sources,
     Token,
 )
-from orchestrator.errors import InvalidParameter
+from orchestrator.errors import InvalidParameter, OrchestratorError
 from orchestrator.pipelines.query import QueryPipeline
 from orchestrator.resilience.deadline import Deadline
 
@@ -41,6 +45,9 @@ DEADLINE_HEADER = "x-request-deadline-ms"
 OPENAI_TIMEOUT_HEADER = "x-stainless-read-timeout"
 DEGRADED_HEADER = "X-Tidegate-Degraded"
 BANDS = {band.name.lower(): band for band in Band}
+
+CHUNK_TOKENS, INSTRUCTION_TOKENS, CHARS_PER_TOKEN = 200, 200, 3
+"""What a prompt is made of, on the safe side, until the engine has counted it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +66,20 @@ class QuestionLimits:
         self,
         text: str,
         *,
+        request: Request,
         collection: str,
         document_ids: Sequence[str],
         top_k: int | None,
         max_tokens: int | None = None,
         history: Sequence[Message] = (),
         sampling: Sampling = Sampling(),
-        caller: Caller = Caller(),
+        priority: str = "normal",
         degrade: bool = True,
         route: str = "ask",
         param: str = "question",
     ) -> Question:
         """
-        A question within the limits.
+        A question within the limits, over the documents of whoever asks.
 
         Raises:
             InvalidParameter: If it is outside of them.
@@ -85,13 +93,13 @@ class QuestionLimits:
             )
         return Question(
             text=text,
-            collection=collection,
+            collection=stored_name(identity(request).owner, collection),
             top_k=_bounded(top_k or self.top_k, self.max_top_k, "top_k"),
             max_tokens=_bounded(max_tokens or self.max_tokens, self.max_max_tokens, "max_tokens"),
             document_ids=tuple(DocumentId(i) for i in document_ids),
             history=tuple(history),
             sampling=sampling,
-            caller=caller,
+            caller=_caller(request, priority),
             degrade=degrade,
             route=route,
         )
@@ -121,10 +129,16 @@ class AskRoutes:
     """The question's own doors."""
 
     def __init__(
-        self, *, query: QueryPipeline, limits: QuestionLimits, timers: StreamTimers
+        self,
+        *,
+        query: QueryPipeline,
+        limits: QuestionLimits,
+        quotas: Quotas,
+        timers: StreamTimers,
     ) -> None:
         self._query = query
         self._limits = limits
+        self._quotas = quotas
         self._timers = timers
 
     def router(self) -> APIRouter:
@@ -149,15 +163,18 @@ class AskRoutes:
         """Answer a question from the documents, with numbered sources; JSON or SSE."""
         question = self._limits.question(
             body.question,
+            request=request,
             collection=body.collection,
             document_ids=body.document_ids,
             top_k=body.top_k,
             max_tokens=body.max_tokens,
             history=[Message(m.role, m.content) for m in body.history],
-            caller=caller(request, body.priority),
+            priority=body.priority,
             degrade=body.degrade,
         )
-        events = self._query.answer(question, self._limits.deadline(request, body.timeout_s))
+        deadline = self._limits.deadline(request, body.timeout_s)
+        answered = self._query.answer(question, deadline)
+        events = metered(answered, question, request, self._quotas)
         if not body.stream:
             answer = await whole_answer(request, events)
             whole = answer_json(answer, request.state.request_id)
@@ -175,6 +192,7 @@ class AskRoutes:
         """Find the passages that fit a question best."""
         question = self._limits.question(
             body.question,
+            request=request,
             collection=body.collection,
             document_ids=body.document_ids,
             top_k=body.top_k,
@@ -204,18 +222,45 @@ async def first_events(events: AsyncIterator[AnswerEvent]) -> list[AnswerEvent]:
     return head
 
 
-def caller(request: Request, priority: str) -> Caller:
-    """
-    Who asks: by API key if there is one, else by address.
+def _caller(request: Request, priority: str) -> Caller:
+    """Who asks: by API key, or by address where there are no keys; no better than the key may."""
+    key = identity(request).key
+    asked = BANDS[priority]
+    if key is None:
+        return Caller(request.client.host if request.client else "unknown", asked)
+    return Caller(key.id, max(asked, key.band))
 
-    Keys are not checked here; one is only a name for whose turn it is.
-    """
-    key = request.headers.get("authorization", "")
-    if key:
-        tenant = hashlib.sha256(key.encode()).hexdigest()[:16]
-    else:
-        tenant = request.client.host if request.client else "unknown"
-    return Caller(tenant, BANDS[priority])
+
+def metered(
+    events: AsyncGenerator[AnswerEvent, None], question: Question, request: Request, quotas: Quotas
+) -> AsyncGenerator[AnswerEvent, None]:
+    """The same events, counted where the key has a limit; RateLimited is raised before the first."""
+    key = identity(request).key
+    if key is None or key.limits.tokens_per_min is None:
+        return events
+    return _counted(events, question, key, quotas)
+
+
+async def _counted(
+    events: AsyncGenerator[AnswerEvent, None], question: Question, key: ApiKey, quotas: Quotas
+) -> AsyncGenerator[AnswerEvent, None]:
+    """Whoever hangs up has used all that was taken: the engine was at work. An error costs nothing."""
+    async with aclosing(events):
+        with quotas.tokens(key, _most_tokens(question)) as spending:
+            try:
+                async for event in events:
+                    if isinstance(event, Answer):
+                        spending.used = event.usage.prompt_tokens + event.usage.completion_tokens
+                    yield event
+            except OrchestratorError:
+                spending.used = 0
+                raise
+
+
+def _most_tokens(question: Question) -> int:
+    words = [question.text, *(turn.content for turn in question.history)]
+    said = sum(map(len, words)) // CHARS_PER_TOKEN
+    return INSTRUCTION_TOKENS + question.top_k * CHUNK_TOKENS + said + question.max_tokens
 
 
 def degraded_in(head: Sequence[AnswerEvent]) -> Degraded | None:

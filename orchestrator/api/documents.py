@@ -9,6 +9,8 @@ from fastapi import APIRouter, Query, Request, Response
 from starlette.datastructures import UploadFile
 from starlette.responses import FileResponse, JSONResponse
 
+from orchestrator.access.ownership import shown_name
+from orchestrator.api.access import identity
 from orchestrator.api.schemas import (
     COLLECTION_PATTERN,
     DEFAULT_COLLECTION,
@@ -29,6 +31,7 @@ from orchestrator.errors import (
     leaves,
 )
 from orchestrator.pipelines.library import Accepted, Library
+from orchestrator.pipelines.owned_library import OwnedLibrary
 
 MAX_PAGE = 1000
 MAX_FIELDS = 10
@@ -115,7 +118,8 @@ class DocumentRoutes:
                     "No file came in the field `file`. Send at least one PDF.", param="file"
                 )
             replaces = _replaces(form.get("replaces"), files)
-            work = self._accept_all(files, collection, replaces, wait=wait)
+            library = self._of(request)
+            work = _accept_all(library, files, collection, replaces, wait=wait)
             entries, refusals = await unless_disconnected(request, work)
         if len(refusals) == len(entries):
             raise refusals[0]
@@ -126,13 +130,14 @@ class DocumentRoutes:
 
     async def documents(
         self,
+        request: Request,
         collection: str | None = Query(None, pattern=COLLECTION_PATTERN),
         status: Annotated[DocumentStatus | None, Query(description="In this state only.")] = None,
         limit: int = Query(100, ge=1, le=MAX_PAGE),
         after: str | None = Query(None, description="`next` of the page before."),
     ) -> DocumentsResponse:
         """List documents, newest first."""
-        found = await self._library.documents(
+        found = await self._of(request).documents(
             collection=collection,
             status=status,
             limit=limit + 1,
@@ -143,22 +148,22 @@ class DocumentRoutes:
             documents=[DocumentOut(**document_json(d)) for d in found[:limit]], next=more
         )
 
-    async def document(self, document_id: str) -> dict[str, Any]:
+    async def document(self, document_id: str, request: Request) -> dict[str, Any]:
         """Tell where one document is."""
-        return document_json(await self._library.get(DocumentId(document_id)))
+        return document_json(await self._of(request).get(DocumentId(document_id)))
 
-    async def retry(self, document_id: str) -> dict[str, Any]:
+    async def retry(self, document_id: str, request: Request) -> dict[str, Any]:
         """Start a failed document over, from its first page."""
-        return document_json(await self._library.retry(DocumentId(document_id)))
+        return document_json(await self._of(request).retry(DocumentId(document_id)))
 
-    async def delete(self, document_id: str) -> Response:
+    async def delete(self, document_id: str, request: Request) -> Response:
         """Remove a document, its chunks and its file."""
-        await self._library.delete(DocumentId(document_id))
+        await self._of(request).delete(DocumentId(document_id))
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     async def events(self, document_id: str, request: Request) -> Response:
         """Follow a document by server-sent events until it is ready or failed."""
-        changes = self._library.watch(DocumentId(document_id))
+        changes = self._of(request).watch(DocumentId(document_id))
         first = await anext(changes)
 
         async def frames() -> AsyncIterator[str]:
@@ -171,63 +176,70 @@ class DocumentRoutes:
     async def boxes(
         self,
         document_id: str,
+        request: Request,
         page: Annotated[int, Query(ge=1)],
         start: Annotated[int, Query(ge=0)],
         end: Annotated[int, Query(ge=1)],
     ) -> dict[str, Any]:
         """Tell where a passage stands on its page, for a viewer that marks it."""
-        found = await self._library.boxes(DocumentId(document_id), page, start, end)
+        found = await self._of(request).boxes(DocumentId(document_id), page, start, end)
         return {"page": page, "boxes": found}
 
-    async def file(self, document_id: str) -> Response:
+    async def file(self, document_id: str, request: Request) -> Response:
         """Give the PDF back; ranges are honoured."""
-        document = await self._library.get(DocumentId(document_id))
+        document, path = await self._of(request).file(DocumentId(document_id))
         return FileResponse(
-            self._library.file(document.id),
+            path,
             media_type="application/pdf",
             filename=document.filename,
             content_disposition_type="inline",
             headers={"X-Content-Type-Options": "nosniff"},
         )
 
-    async def _accept_all(
-        self,
-        files: list[UploadFile],
-        collection: str,
-        replaces: DocumentId | None,
-        *,
-        wait: bool,
-    ) -> tuple[list[dict[str, Any]], list[OrchestratorError]]:
-        """One entry a file, and the errors of those that were refused."""
-        entries: list[dict[str, Any]] = []
-        refusals: list[OrchestratorError] = []
-        for part in files:
-            name = part.filename or ""
-            try:
-                accepted = await self._library.accept(
-                    part.file, filename=name, collection=collection, replaces=replaces
-                )
-                if wait:
-                    accepted = await self._finished(accepted)
-            except OrchestratorError as exc:
-                if not isinstance(exc, DocumentError):
-                    raise
-                refusals.append(exc)
-                reason = {"code": exc.code, "message": exc.message}
-                entries.append({"filename": name, "status": "refused", "error": reason})
-            else:
-                entries.append({
-                    **document_json(accepted.document),
-                    "duplicate": accepted.duplicate,
-                })
-        return entries, refusals
+    def _of(self, request: Request) -> OwnedLibrary:
+        """The documents of whoever asks."""
+        return OwnedLibrary(self._library, identity(request))
 
-    async def _finished(self, accepted: Accepted) -> Accepted:
-        """The document once it is ready; its failure is raised as the error that it is."""
-        document = await self._library.wait(accepted.document.id)
-        if document.status is DocumentStatus.FAILED:
-            raise _failure(document)
-        return Accepted(document, accepted.duplicate)
+
+async def _accept_all(
+    library: OwnedLibrary,
+    files: list[UploadFile],
+    collection: str,
+    replaces: DocumentId | None,
+    *,
+    wait: bool,
+) -> tuple[list[dict[str, Any]], list[OrchestratorError]]:
+    """One entry a file, and the errors of those that were refused."""
+    entries: list[dict[str, Any]] = []
+    refusals: list[OrchestratorError] = []
+    for part in files:
+        name = part.filename or ""
+        try:
+            accepted = await library.accept(
+                part.file, filename=name, collection=collection, replaces=replaces
+            )
+            if wait:
+                accepted = await _finished(library, accepted)
+        except OrchestratorError as exc:
+            if not isinstance(exc, DocumentError):
+                raise
+            refusals.append(exc)
+            reason = {"code": exc.code, "message": exc.message}
+            entries.append({"filename": name, "status": "refused", "error": reason})
+        else:
+            entries.append({
+                **document_json(accepted.document),
+                "duplicate": accepted.duplicate,
+            })
+    return entries, refusals
+
+
+async def _finished(library: OwnedLibrary, accepted: Accepted) -> Accepted:
+    """The document once it is ready; its failure is raised as the error that it is."""
+    document = await library.wait(accepted.document.id)
+    if document.status is DocumentStatus.FAILED:
+        raise _failure(document)
+    return Accepted(document, accepted.duplicate)
 
 
 def document_json(document: Document) -> dict[str, Any]:
@@ -235,7 +247,7 @@ def document_json(document: Document) -> dict[str, Any]:
     failed = document.error_code is not None
     return {
         "id": document.id,
-        "collection": document.collection,
+        "collection": shown_name(document.collection),
         "filename": document.filename,
         "status": document.status.value,
         "size_bytes": document.size_bytes,

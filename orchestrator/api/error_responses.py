@@ -25,6 +25,9 @@ INVALID = "invalid_request_error"
 OVERLOADED = "overloaded_error"
 SERVER = "server_error"
 TIMEOUT = "timeout_error"
+AUTHENTICATION = "authentication_error"
+PERMISSION = "permission_error"
+RATE_LIMIT = "rate_limit_error"
 CLIENT_CLOSED_REQUEST = 499
 """Nginx's word for a client that hung up; seen in logs and metrics only."""
 
@@ -43,6 +46,11 @@ STATUS: Mapping[type[OrchestratorError], tuple[int, str]] = {
     errors.CollectionNotFound: (HTTPStatus.NOT_FOUND, INVALID),
     errors.DocumentNotReady: (HTTPStatus.CONFLICT, INVALID),
     errors.ClientClosed: (CLIENT_CLOSED_REQUEST, INVALID),
+    errors.InvalidApiKey: (HTTPStatus.UNAUTHORIZED, AUTHENTICATION),
+    errors.AdminKeyNeeded: (HTTPStatus.FORBIDDEN, PERMISSION),
+    errors.ForeignOrigin: (HTTPStatus.FORBIDDEN, PERMISSION),
+    errors.RateLimited: (HTTPStatus.TOO_MANY_REQUESTS, RATE_LIMIT),
+    errors.QuotaExceeded: (HTTPStatus.TOO_MANY_REQUESTS, RATE_LIMIT),
     errors.DocumentError: (HTTPStatus.UNPROCESSABLE_ENTITY, INVALID),
     errors.NotAPdf: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, INVALID),
     errors.EmptyFile: (HTTPStatus.BAD_REQUEST, INVALID),
@@ -103,12 +111,15 @@ def error_headers(error: OrchestratorError) -> dict[str, str]:
     """When to come back, in seconds and in milliseconds, and whether a client should by itself."""
     headers = {}
     known_s = error.retry_after_s
-    if known_s is None and STATUS[type(error)][0] in COME_BACK_LATER:
+    in_vain = error.should_retry is False and known_s is None
+    if known_s is None and not in_vain and STATUS[type(error)][0] in COME_BACK_LATER:
         known_s = DEFAULT_RETRY_AFTER_S
     if known_s is not None:
         seconds = min(max(known_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
         headers["Retry-After"] = str(math.ceil(seconds))
         headers["retry-after-ms"] = str(int(seconds * 1000))
+    if isinstance(error, errors.InvalidApiKey):
+        headers["WWW-Authenticate"] = "Bearer"
     if error.should_retry is not None:
         headers["x-should-retry"] = "true" if error.should_retry else "false"
     return headers

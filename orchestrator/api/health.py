@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse, PlainTextResponse
 
+from orchestrator.api.access import identity, is_known
 from orchestrator.telemetry.metrics import Metrics
 
 Health = Literal["ok", "degraded", "down"]
@@ -27,7 +28,8 @@ class HealthRoutes:
 
     Args:
         dependencies: Looked at for each `/readyz`; ready means that none is down.
-        status: The whole picture, for people.
+        status: The whole picture, for whoever runs the service.
+        excerpt: What a picture shows to one of those who use it.
     """
 
     def __init__(
@@ -35,10 +37,12 @@ class HealthRoutes:
         *,
         dependencies: Callable[[], Awaitable[dict[str, Dependency]]],
         status: Callable[[], Awaitable[dict[str, Any]]],
+        excerpt: Callable[[dict[str, Any], str], Awaitable[dict[str, Any]]],
         metrics: Metrics,
     ) -> None:
         self._dependencies = dependencies
         self._status = status
+        self._excerpt = excerpt
         self._metrics = metrics
 
     def router(self) -> APIRouter:
@@ -54,8 +58,9 @@ class HealthRoutes:
         """Say that the process answers; restart it if this does not."""
         return {"status": "ok"}
 
-    async def ready(self) -> Response:
+    async def ready(self, request: Request) -> Response:
         """Say whether questions can be answered now, and what each dependency does."""
+        known = is_known(request)
         found = await self._dependencies()
         worst: Health = "ok"
         for dependency in found.values():
@@ -63,7 +68,8 @@ class HealthRoutes:
         body = {
             "status": worst,
             "dependencies": {
-                name: {"status": d.status, "detail": d.detail} for name, d in found.items()
+                name: {"status": d.status, "detail": d.detail if known else ""}
+                for name, d in found.items()
             },
         }
         down = worst == "down"
@@ -73,6 +79,7 @@ class HealthRoutes:
         """Give every series in Prometheus' text format."""
         return PlainTextResponse(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def status(self) -> dict[str, Any]:
-        """Show queue, engine, documents and memory at one look."""
-        return await self._status()
+    async def status(self, request: Request) -> dict[str, Any]:
+        """Show queue, engine, documents and memory at one look; less of it without an admin key."""
+        asking, whole = identity(request), await self._status()
+        return whole if asking.admin else await self._excerpt(whole, asking.owner)

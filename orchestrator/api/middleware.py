@@ -121,6 +121,7 @@ class RequestContext:
             "status": done.status,
             "code": code,
             "ms": round(seconds * 1000, 1),
+            **_key(scope),
         }
         logger.log(level, "request", extra={FIELDS: fields})
 
@@ -147,7 +148,7 @@ class BodyLimit:
         limit = self._limits.get(scope["path"], self._default_bytes)
         length = Headers(scope=scope).get("content-length", "")
         if length.isdigit() and int(length) > limit:
-            await self._refuse(scope, receive, send, _too_large(limit))
+            await refuse(scope, receive, send, _too_large(limit))
             return
         seen = 0
 
@@ -162,31 +163,36 @@ class BodyLimit:
         try:
             await self._app(scope, counted, send)
         except BodyTooLarge as exc:
-            await self._refuse(scope, receive, send, exc)
+            await refuse(scope, receive, send, exc)
 
-    async def _refuse(
-        self, scope: Scope, receive: Receive, send: Send, error: OrchestratorError
-    ) -> None:
-        """The whole answer at once, then patience until the client has read it and hung up."""
 
-        async def held_open(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["Connection"] = "close"
-            if message["type"] == "http.response.body":
-                message = {**message, "more_body": True}
-            await send(message)
+async def refuse(scope: Scope, receive: Receive, send: Send, error: OrchestratorError) -> None:
+    """The whole answer at once, then patience until the client has read it and hung up."""
 
-        await _answer(scope, receive, held_open, error)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_S):
-                while (await receive()).get("more_body", False):
-                    pass
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    async def held_open(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["Connection"] = "close"
+        if message["type"] == "http.response.body":
+            message = {**message, "more_body": True}
+        await send(message)
+
+    await _answer(scope, receive, held_open, error)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            while (await receive()).get("more_body", False):
+                pass
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _answer(scope: Scope, receive: Receive, send: Send, error: OrchestratorError) -> None:
     Request(scope).state.outcome = error.code
     await error_response(error, path=scope["path"])(scope, receive, send)
+
+
+def _key(scope: Scope) -> dict[str, str]:
+    """Which key a request came with, by its id, which is no secret."""
+    found = scope["state"].get("identity")
+    return {} if found is None or found.key is None else {"key": found.key.id}
 
 
 def _too_large(limit: int) -> BodyTooLarge:

@@ -7,15 +7,16 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
+from orchestrator.access.quotas import Quotas
 from orchestrator.api.ask import (
     QuestionLimits,
     answer_json,
-    caller,
     citation_json,
     degraded_header,
     degraded_in,
     degraded_json,
     first_events,
+    metered,
     whole_answer,
 )
 from orchestrator.api.json_route import JsonRoute
@@ -50,11 +51,13 @@ class OpenAIRoutes:
         query: QueryPipeline,
         monitor: EngineMonitor,
         limits: QuestionLimits,
+        quotas: Quotas,
         timers: StreamTimers,
     ) -> None:
         self._query = query
         self._monitor = monitor
         self._limits = limits
+        self._quotas = quotas
         self._timers = timers
 
     def router(self) -> APIRouter:
@@ -89,7 +92,9 @@ class OpenAIRoutes:
         """Answer the last user message from the documents; whole or as a stream."""
         self._known(body.model)
         question = self._question(body, request)
-        events = self._query.answer(question, self._limits.deadline(request, body.timeout_s))
+        deadline = self._limits.deadline(request, body.timeout_s)
+        answered = self._query.answer(question, deadline)
+        events = metered(answered, question, request, self._quotas)
         if not body.stream:
             answer = await whole_answer(request, events)
             whole = _completion(answer_json(answer, request.state.request_id), body.model)
@@ -121,6 +126,7 @@ class OpenAIRoutes:
             raise InvalidParameter("The last message must be the user's.", param="messages")
         return self._limits.question(
             _text(last),
+            request=request,
             collection=body.collection,
             document_ids=body.document_ids,
             top_k=body.top_k,
@@ -132,7 +138,7 @@ class OpenAIRoutes:
                 seed=body.seed,
                 stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
             ),
-            caller=caller(request, body.priority),
+            priority=body.priority,
             degrade=body.degrade,
             route="chat",
             param="messages",

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from orchestrator.access.api_keys import KeyLimits
+from orchestrator.access.ownership import owner_of, shown_name
 from orchestrator.concurrency import Threads
 from orchestrator.documents.sandbox import ParserSandbox
 from orchestrator.domain import Box, Document, DocumentId, DocumentStatus
@@ -25,12 +27,14 @@ from orchestrator.errors import (
     IngestionQueueFull,
     Internal,
     InvalidParameter,
+    QuotaExceeded,
     leaves,
 )
 from orchestrator.pipelines.document_files import DocumentFiles, Received
 from orchestrator.pipelines.ingestion import IngestionPipeline
 from orchestrator.retrieval.collection_indexes import CollectionIndexes
 from orchestrator.retrieval.document_store import DocumentStore
+from orchestrator.retrieval.holdings import Holdings
 from orchestrator.retrieval.job_store import JobStore
 
 MAX_FILENAME_CHARS = 200
@@ -91,6 +95,7 @@ class Library:
     ) -> None:
         self._files = files
         self._store = store
+        self._holdings = Holdings(store.database)
         self._jobs = jobs
         self._sandbox = sandbox
         self._ingestion = ingestion
@@ -112,6 +117,7 @@ class Library:
         filename: str,
         collection: str,
         replaces: DocumentId | None = None,
+        limits: KeyLimits = KeyLimits(),
     ) -> Accepted:
         """
         Take one file in; it is on disk when this returns.
@@ -122,9 +128,11 @@ class Library:
             collection: Where it belongs.
             replaces: A document of the same collection that goes in the moment in which this one
                 becomes searchable, and stays if this one fails.
+            limits: What the collection's owner may have.
 
         Raises:
             DocumentError: If it is no PDF that can be read.
+            QuotaExceeded: If its owner has as much as they may.
             DocumentNotFound: If the document to be replaced is not in the collection.
             StorageFull: If the disk has no room for it.
             CollectionFull: If the collection has not.
@@ -152,7 +160,7 @@ class Library:
                     pages=info.pages,
                     replaces=replaces,
                 )
-                return await self._add(received, new)
+                return await self._add(received, new, limits)
         finally:
             await self._threads.run(self._files.discard, received)
 
@@ -165,10 +173,7 @@ class Library:
         """
         document = await self._threads.run(self._store.get, document_id)
         if document is None:
-            raise DocumentNotFound(
-                f"There is no document {document_id!r}. GET /documents lists those that exist.",
-                param="document_id",
-            )
+            raise no_such_document(document_id)
         return document
 
     async def documents(
@@ -177,11 +182,17 @@ class Library:
         collection: str | None,
         limit: int,
         after: DocumentId | None,
+        owner: str | None = None,
         status: DocumentStatus | None = None,
     ) -> list[Document]:
         """Up to `limit` documents, newest first, those before `after`."""
         return await self._threads.run(
-            self._store.documents, collection=collection, status=status, limit=limit, after=after
+            self._store.documents,
+            collection=collection,
+            owner=owner,
+            status=status,
+            limit=limit,
+            after=after,
         )
 
     async def watch(self, document_id: DocumentId) -> AsyncGenerator[Document, None]:
@@ -266,7 +277,7 @@ class Library:
         if waiting:
             raise _not_ready(waiting[0])
         raise CollectionNotFound(
-            f"The collection {collection!r} holds no documents. Add one with POST /upload.",
+            f"The collection {shown_name(collection)!r} holds no documents. Add one with POST /upload.",
             param="collection",
         )
 
@@ -303,10 +314,11 @@ class Library:
         """Where the PDF of a document is."""
         return self._files.path(document_id)
 
-    async def _add(self, received: Received, new: Document) -> Accepted:
+    async def _add(self, received: Received, new: Document, limits: KeyLimits) -> Accepted:
         """File and row of a new document: from here on it is acknowledged."""
         async with self._files.changing:
             await self._threads.run(self._require_room, new)
+            await self._threads.run(self._require_quota, new, limits)
             await self._threads.run(self._files.keep, received, new.id)
             document, created = await self._threads.run(self._store.add, new)
         self._ingestion.submit()
@@ -315,8 +327,8 @@ class Library:
     def _require_a_place(self) -> None:
         if self._ingestion.queued >= self._limits.queued_documents:
             raise IngestionQueueFull(
-                f"{self._ingestion.queued} documents wait to be read, and "
-                f"{self._limits.queued_documents} may. Upload this one again later.",
+                f"As many documents wait to be read as may ({self._limits.queued_documents}). "
+                "Upload this one again later.",
                 retry_after_s=30.0,
             )
 
@@ -327,15 +339,36 @@ class Library:
         limits = self._limits
         if documents >= limits.collection_documents:
             raise CollectionFull(
-                f"The collection {new.collection!r} holds {documents} documents, which is the limit. "
+                f"The collection {shown_name(new.collection)!r} holds {documents} documents, which is the limit. "
                 "Delete some (DELETE /documents/{id}), or raise "
                 "ORCHESTRATOR_MAX_COLLECTION_DOCUMENTS."
             )
         if size_bytes + new.size_bytes > limits.collection_bytes:
             raise CollectionFull(
-                f"The PDFs of the collection {new.collection!r} take {size_bytes} bytes; with this "
+                f"The PDFs of the collection {shown_name(new.collection)!r} take {size_bytes} bytes; with this "
                 f"one they would be above {limits.collection_bytes}, the limit. Delete some (DELETE "
                 "/documents/{id}), or raise ORCHESTRATOR_MAX_COLLECTION_BYTES."
+            )
+
+    def _require_quota(self, new: Document, limits: KeyLimits) -> None:
+        if limits.documents is None and limits.size_bytes is None:
+            return
+        documents, size_bytes = self._holdings.usage(owner_of(new.collection))
+        if new.replaces is not None:
+            documents -= 1
+        over = None
+        if limits.documents is not None and documents >= limits.documents:
+            over = f"{documents} documents are yours, of {limits.documents} that may be"
+        elif limits.size_bytes is not None and size_bytes + new.size_bytes > limits.size_bytes:
+            over = (
+                f"Your PDFs take {size_bytes} bytes, and with this one they would take more than "
+                f"the {limits.size_bytes} that they may"
+            )
+        if over is not None:
+            raise QuotaExceeded(
+                f"{over}. Delete some (DELETE /documents/{{id}}), or ask whoever runs this service "
+                "for more.",
+                should_retry=False,
             )
 
     async def _again(self, known: Document, replaces: DocumentId | None) -> Document:
@@ -389,9 +422,17 @@ def clean_filename(name: str) -> str:
     return shown or DEFAULT_FILENAME
 
 
+def no_such_document(document_id: DocumentId) -> DocumentNotFound:
+    """What is told of an id that leads nowhere."""
+    return DocumentNotFound(
+        f"There is no document {document_id!r}. GET /documents lists those that exist.",
+        param="document_id",
+    )
+
+
 def _not_in(collection: str, document_id: DocumentId, *, param: str) -> DocumentNotFound:
     return DocumentNotFound(
-        f"The collection {collection!r} has no document {document_id!r}. "
+        f"The collection {shown_name(collection)!r} has no document {document_id!r}. "
         "GET /documents lists those that exist.",
         param=param,
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from orchestrator.access.ownership import prefix
 from orchestrator.domain import (
     Change,
     ChunkId,
@@ -31,6 +32,7 @@ from orchestrator.errors import DocumentNotFound
 from orchestrator.retrieval.arrays import Ids, Vector
 from orchestrator.retrieval.database import Database
 from orchestrator.retrieval.rows import (
+    OWNED,
     begin_job,
     clean,
     delete_document,
@@ -123,6 +125,7 @@ class DocumentStore:
         self,
         *,
         collection: str | None = None,
+        owner: str | None = None,
         status: DocumentStatus | None = None,
         limit: int = 1000,
         after: DocumentId | None = None,
@@ -138,8 +141,8 @@ class DocumentStore:
             return select_documents(
                 db,
                 "WHERE (?1 IS NULL OR collection = ?1) AND (?2 IS NULL OR seq < ?2)"
-                " AND (?3 IS NULL OR status = ?3) ORDER BY seq DESC LIMIT ?4",
-                (collection, below, status, limit),
+                f" AND (?3 IS NULL OR status = ?3) AND {OWNED} ORDER BY seq DESC LIMIT ?4",
+                (collection, below, status, limit, None if owner is None else prefix(owner)),
             )
 
     def collections(self) -> dict[str, int]:

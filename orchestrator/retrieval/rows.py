@@ -22,6 +22,12 @@ _COLUMNS = """
     error_code, error_message, warning, replaces
 """
 
+OWNED = (
+    "(?5 IS NULL OR iif(?5 = '', instr(collection, '/') = 0,"
+    " substr(collection, 1, length(?5)) = ?5))"
+)
+"""Whether a document is one of an owner's; the fifth value is `ownership.prefix`, or NULL for all."""
+
 
 def select_documents(
     db: sqlite3.Connection, tail: str, values: Sequence[str | int | None] = ()

@@ -3,11 +3,10 @@
 import re
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from tests import pdfs
-from tests.browsers import NARROW, WIDE, browsing, visiting
+from tests.browsers import NARROW, WIDE, browsing, serious, visiting
 from tests.faults import bench
 from tests.running import orchestrator
 
@@ -223,13 +222,3 @@ def test_nothing_serious_for_people_with_other_means(visit, scheme, size):
     expect(page.locator(".mark").first).to_be_visible(timeout=LONG_MS)
     visit.pictured(f"reading-{scheme}-{size['width']}")
     assert serious(page) == []
-
-
-def serious(page):
-    """What axe-core calls serious or critical: rule, and where."""
-    found = Axe().run(page).response["violations"]
-    return [
-        (rule["id"], [node["target"] for node in rule["nodes"]])
-        for rule in found
-        if rule["impact"] in {"serious", "critical"}
-    ]

@@ -1,6 +1,7 @@
 // The service's HTTP API, as the page uses it. What goes wrong is a `Told`: words, and what to do.
 
 import { readEvents } from "./events.js";
+import { key } from "./key.js";
 
 const SILENT_S = 45; // the service says something every ten seconds, or it is gone
 
@@ -24,7 +25,7 @@ const UNREACHABLE = "The service cannot be reached. It may be restarting; try ag
 async function call(path, options = {}) {
   let response;
   try {
-    response = await fetch(path, options);
+    response = await fetch(path, { ...options, headers: { ...options.headers, ...key.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Told(UNREACHABLE, { code: "unreachable" });
@@ -37,7 +38,8 @@ function told(status, text, headers) {
   const retryAfterS = Number(headers.get("retry-after")) || null;
   try {
     const { message, code } = JSON.parse(text).error;
-    return new Told(message, { code, status, retryAfterS });
+    const words = code === "invalid_api_key" ? key.ask() : message;
+    return new Told(words, { code, status, retryAfterS });
   } catch {
     return new Told(`The service answered ${status}, without saying why.`, { status, retryAfterS });
   }
@@ -94,6 +96,7 @@ export function upload(file, collection, onProgress) {
     form.append("file", file, file.name);
     const request = new XMLHttpRequest(); // fetch does not tell how much is sent
     request.open("POST", "/upload");
+    for (const [name, value] of Object.entries(key.headers)) request.setRequestHeader(name, value);
     request.upload.onprogress = (event) => onProgress(event.loaded / Math.max(event.total, 1));
     request.onerror = () => reject(new Told(UNREACHABLE, { code: "unreachable" }));
     request.onload = () => {

@@ -2,6 +2,7 @@
 
 import { Conversation } from "./conversation.js";
 import { find } from "./dom.js";
+import { key } from "./key.js";
 import { Library } from "./library.js";
 import { StatusPanel } from "./status.js";
 import { Viewer } from "./viewer.js";
@@ -39,5 +40,6 @@ for (const name of ["dragover", "drop"]) {
 }
 document.addEventListener("drop", (event) => library.take([...event.dataTransfer.files]));
 
+key.start();
 new StatusPanel().start();
 library.start();

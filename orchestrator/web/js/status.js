@@ -33,7 +33,7 @@ export class StatusPanel {
       this.#show(...inWords(status));
       if (!this.panel.hidden) this.panel.replaceChildren(...lines(status));
     } catch (error) {
-      this.#show("down", "Not reachable");
+      this.#show("down", error.code === "invalid_api_key" ? "Asks for a key" : "Not reachable");
       this.panel.replaceChildren(make("p", {}, error.message));
     }
     clearTimeout(this.timer);
@@ -62,12 +62,16 @@ function lines({ dependencies, gate, engine, documents, memory, uptime_s: uptime
     fact(name, detail ? `${status}: ${detail}` : status),
   );
   return [
-    make("dl", {}, ...parts.flat(), ...fact("model", engine.model ?? "none"), ...fact("running for", duration(uptimeS))),
+    make("dl", {}, ...parts.flat(), ...fact("model", engine.model ?? "none"), ...(uptimeS ? fact("running for", duration(uptimeS)) : [])),
     meter("Memory of the model's answers", gate.reserved_tokens, gate.kv_cache_tokens, "tokens"),
     meter("Places in the queue", gate.queued, gate.max_queued, "taken"),
-    make("p", {}, `${count(documents.total ?? 0, "document")}, ${count(documents.chunks ?? 0, "passage")}; ${documents.queued + documents.running} on their way. The service holds ${size(memory.rss_bytes)}.`),
+    make("p", {}, `${count(documents.total ?? 0, "document")}, ${count(documents.chunks ?? 0, "passage")}${held(documents, memory)}.`),
   ].filter(Boolean);
 }
+
+/** What only those see who run the service. */
+const held = (documents, memory) =>
+  memory ? `; ${documents.queued + documents.running} on their way. The service holds ${size(memory.rss_bytes)}` : "";
 
 const fact = (name, value) => [make("dt", {}, name), make("dd", {}, value)];
 

@@ -3,6 +3,7 @@
 import * as pdfjs from "../vendor/pdfjs/pdf.min.mjs";
 import * as api from "./api.js";
 import { find, make } from "./dom.js";
+import { key } from "./key.js";
 
 const VENDOR = new URL("../vendor/pdfjs/", import.meta.url).href;
 const ZOOMS = [0.5, 0.75, 1, 1.25, 1.5, 2, 3];
@@ -65,6 +66,7 @@ export class Viewer {
     await this.loading?.destroy();
     this.loading = pdfjs.getDocument({
       url: api.fileUrl(id),
+      httpHeaders: key.headers,
       cMapUrl: `${VENDOR}cmaps/`,
       standardFontDataUrl: `${VENDOR}standard_fonts/`,
       wasmUrl: `${VENDOR}wasm/`,

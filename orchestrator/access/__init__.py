@@ -1,0 +1,1 @@
+"""Who may do what: API keys, what each may use up, and whose a collection is."""
