@@ -97,7 +97,7 @@ class Run:
         graphs_bytes: The same of captured CUDA graphs.
         peak_bytes: The most that was taken of the card, beyond what was taken before.
         held_bytes: What was taken right before the engine was stopped.
-        back_s: From its end until the card was as before; None if it was not in time.
+        back_s: From SIGTERM until the card was as before; None if it was not, in time after its end.
         sleep_back_s: The same of an order to sleep.
         wake_s: From an order to wake until the engine was ready again.
         embedder_peak_bytes: The most that the embedder took of the card, its CUDA context included.
@@ -159,7 +159,10 @@ def measure(card: Card, model: Path, folder: Path) -> Run:
             held = usage.now
             sleep_back_s, wake_s = sleep_and_wake(server.url, usage)
             said = server.log.read_text(errors="replace")
+            stopped_s = time.monotonic()
+            server.stop()
         back_s = usage.back_after_s(held)
+        ended_s = None if back_s is None else time.monotonic() - stopped_s
         peak = usage.peak()
     embedder_peak, chunks_per_s = asyncio.run(embed(card))
     log = (folder / "engine.log").read_text(errors="replace")
@@ -173,7 +176,7 @@ def measure(card: Card, model: Path, folder: Path) -> Run:
         graphs_bytes=told_bytes(GRAPHS, log),
         peak_bytes=peak,
         held_bytes=held,
-        back_s=back_s,
+        back_s=ended_s,
         sleep_back_s=sleep_back_s,
         wake_s=wake_s,
         embedder_peak_bytes=embedder_peak,
@@ -278,7 +281,7 @@ def table(run: Run) -> str:
         f"| activations | {human(planned['activations'])} | in the total |",
         f"| total | {total} | {human(run.peak_bytes)} at the most |",
         f"| start | | {run.start_s:.0f} s |",
-        f"| memory back after the end | {human(run.held_bytes)} held | {in_time(run.back_s)} |",
+        f"| memory back after SIGTERM | {human(run.held_bytes)} held | {in_time(run.back_s)} |",
         f"| memory back asleep | {human(run.held_bytes)} held | {in_time(run.sleep_back_s)} |",
         f"| awake again | | {run.wake_s:.0f} s |",
         f"| embedder | {human(CAP_BYTES)} and its context | {embedder} |",

@@ -183,6 +183,7 @@ class Supervisor:
         self._starts += 1
         self._remedies.life_begins()
         self._move(Event.LAUNCHED, "starting the engine")
+        self.reported_kv_tokens = None  # the last one's cache went with it
         try:
             running = self._running = await self._launch(self._hear)
         except DoesNotFit as exc:
@@ -285,13 +286,14 @@ class Supervisor:
         return False
 
     async def _greet(self) -> None:
-        """The engine is ready: say so, and hold the plan against what it reports."""
-        self._was_ready = True
+        """The engine is ready: hold the plan against what it reports, and say so."""
         took_s = self._start_s = self._clock() - self._since
+        # Before anybody is told: whoever waited for it looks at its KV cache first.
+        reported = self.reported_kv_tokens = await self._probe.kv_cache_tokens()
+        self._was_ready = True
         self._waking = False
         self._move(Event.BECAME_READY, "ready")
         _log.info("engine ready after %.1f s: %s serves %s", took_s, self._engine_url, self._model)
-        reported = self.reported_kv_tokens = await self._probe.kv_cache_tokens()
         if reported is None:
             _log.warning("the engine does not report the size of its KV cache")
             return

@@ -8,11 +8,15 @@ chunks that are published.
 import json
 import re
 import sqlite3
+import threading
 from collections.abc import Sequence
 
+import numpy as np
+
 from orchestrator.domain import ChunkId, DocumentId
+from orchestrator.retrieval.arrays import Ids
 from orchestrator.retrieval.database import Database
-from orchestrator.retrieval.term_scores import TermScores
+from orchestrator.retrieval.term_scores import Match, Sizes, TermScores
 
 _MAX_TERMS = 64
 _MAX_PLACES = 32
@@ -32,22 +36,6 @@ STOP_WORDS = frozenset(
 )
 
 
-_HITS = """
-    SELECT rowid AS id, -bm25(chunks_fts, 0.0, :filename, :heading, :text) AS score
-    FROM chunks_fts
-    WHERE chunks_fts MATCH :match
-"""
-_BEST = f"{_HITS} ORDER BY score DESC, rowid LIMIT :k"
-_BEST_OF_MANY_DOCUMENTS = f"""
-    WITH hits AS MATERIALIZED ({_HITS})
-    SELECT hits.id, score
-    FROM hits
-    JOIN chunks ON chunks.id = hits.id
-    JOIN documents ON documents.seq = chunks.document_seq
-    WHERE documents.id IN (SELECT value FROM json_each(:document_ids))
-    ORDER BY score DESC, hits.id
-    LIMIT :k
-"""  # noqa: S608 - a constant
 _COLUMNS = "{filename heading text}"
 # Ids are given once: there are as many chunks as from the first one to the last, or fewer.
 _COLLECTION = """
@@ -61,6 +49,11 @@ _PLACES = """
     SELECT 'd' || seq FROM documents
     WHERE collection = ? AND id IN (SELECT value FROM json_each(?))
 """
+_CHUNKS_OF_DOCUMENTS = """
+    SELECT chunks.id FROM chunks JOIN documents ON documents.seq = chunks.document_seq
+    WHERE documents.collection = ? AND documents.id IN (SELECT value FROM json_each(?))
+"""
+_SIZES = "SELECT sum(iif(collection = ?, chunks, 0)), sum(chunks) FROM documents"
 
 
 class LexicalIndex:
@@ -76,8 +69,9 @@ class LexicalIndex:
         self, *, database: Database, weights: tuple[float, float, float] = (2.0, 1.0, 1.0)
     ) -> None:
         self._database = database
-        self._weights = weights
         self._term_scores = TermScores(weights)
+        self._lock = threading.Lock()
+        self._known: tuple[int, dict[str, Sizes]] = (-1, {})
 
     def search(
         self,
@@ -104,57 +98,75 @@ class LexicalIndex:
         if not words:
             return []
         with self._database.read() as db:
-            if document_ids:
-                return self._among(db, words, collection, document_ids, k)
-            place = db.execute(_COLLECTION, (collection,)).fetchone()
-            if place is None:
+            found = db.execute(_COLLECTION, (collection,)).fetchone()
+            if found is None:
                 return []
-            matches = [
-                _match(word, place["place"], alone=place["collections"] == 1) for word in words
-            ]
+            place, generation = found["place"], found["generation"]
+            alone = found["collections"] == 1
+            matches = [_match(word, place, alone=alone) for word in words]
+            allowed = None
+            if len(document_ids) > _MAX_PLACES:
+                allowed = _chunks_of(db, collection, document_ids)
+            elif document_ids:
+                places = _places_of(db, collection, document_ids)
+                matches = [_within(m, w, places) for m, w in zip(matches, words, strict=True)]
+                if not places:
+                    return []
             return self._term_scores.best(
-                db, matches, generation=place["generation"], chunks=place["chunks"], k=k
+                db,
+                matches,
+                generation=generation,
+                chunks=found["chunks"],
+                k=k,
+                sizes=None if alone else self._sizes(db, collection, generation),
+                allowed=allowed,
             )
 
-    def _among(
-        self,
-        db: sqlite3.Connection,
-        words: Sequence[str],
-        collection: str,
-        document_ids: Sequence[DocumentId],
-        k: int,
-    ) -> list[tuple[ChunkId, float]]:
-        """The k best chunks of some documents."""
-        # BM25 walks through every word of the query, so only some documents can be words of it.
-        many = len(document_ids) > _MAX_PLACES
-        names = json.dumps(list(document_ids))
-        if many:
-            rows = db.execute("SELECT 'c' || id FROM collections WHERE name = ?", (collection,))
-        else:
-            rows = db.execute(_PLACES, (collection, names))
-        places = [place for (place,) in rows]
-        if not places:
-            return []
-        filename, heading, text = self._weights
-        values: dict[str, str | int | float] = {
-            "match": f"place : ({_any(places)}) AND {_COLUMNS} : ({_any(words)})",
-            "filename": filename,
-            "heading": heading,
-            "text": text,
-            "document_ids": names,
-            "k": k,
-        }
-        found = db.execute(_BEST_OF_MANY_DOCUMENTS if many else _BEST, values).fetchall()
-        return [(ChunkId(chunk_id), score) for chunk_id, score in found]
+    def _sizes(self, db: sqlite3.Connection, collection: str, generation: int) -> Sizes:
+        """Counted once in each state: with very many documents it takes longer than the search."""
+        with self._lock:
+            if self._known[0] == generation and collection in self._known[1]:
+                return self._known[1][collection]
+        here, everywhere = db.execute(_SIZES, (collection,)).fetchone()
+        sizes = Sizes(here or 0, everywhere or 0)
+        with self._lock:
+            if self._known[0] < generation:
+                self._known = (generation, {})
+            if self._known[0] == generation:
+                self._known[1][collection] = sizes
+        return sizes
 
 
-def _match(word: str, place: str, *, alone: bool) -> str:
-    """The FTS5 query for one word in one collection; `alone` if there is no other."""
-    if alone and not _LIKE_A_PLACE.fullmatch(word):
-        # Naming neither the place nor the columns finds the same chunks with the same scores, and
-        # walks through fewer words.
-        return f'"{word}"'
-    return f'place : "{place}" AND {_COLUMNS} : "{word}"'
+def _places_of(
+    db: sqlite3.Connection, collection: str, document_ids: Sequence[DocumentId]
+) -> list[str]:
+    """What the documents are called in the full-text index."""
+    return [place for (place,) in db.execute(_PLACES, (collection, json.dumps(list(document_ids))))]
+
+
+def _chunks_of(db: sqlite3.Connection, collection: str, document_ids: Sequence[DocumentId]) -> Ids:
+    """Their chunks: BM25 walks through every word of a query, so only some documents can be words."""
+    values = (collection, json.dumps(list(document_ids)))
+    rows = db.execute(_CHUNKS_OF_DOCUMENTS, values).fetchall()
+    return np.fromiter((chunk_id for (chunk_id,) in rows), dtype=np.int64, count=len(rows))
+
+
+def _within(match: Match, word: str, places: Sequence[str]) -> Match:
+    """The same word in some documents only."""
+    hits = f'place : ({_any(places)}) AND {_COLUMNS} : "{word}"'
+    return Match(hits, here=match.hits, everywhere=match.everywhere)
+
+
+def _match(word: str, place: str, *, alone: bool) -> Match:
+    """One word in one collection; `alone` if there is no other."""
+    if not alone:
+        anywhere = f'{_COLUMNS} : "{word}"'
+        return Match(f'place : "{place}" AND {anywhere}', everywhere=anywhere)
+    if _LIKE_A_PLACE.fullmatch(word):
+        return Match(f'place : "{place}" AND {_COLUMNS} : "{word}"')
+    # Naming neither the place nor the columns finds the same chunks with the same scores, and walks
+    # through fewer words.
+    return Match(f'"{word}"')
 
 
 def _any(words: Sequence[str]) -> str:

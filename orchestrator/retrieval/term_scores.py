@@ -5,15 +5,20 @@ BM25 is a sum over the words of a question, and questions share most of their wo
 computed once for a word is added up for the next question. The sums are those that FTS5 gives for
 the whole question, to the bit, because they are made in the same order.
 
+FTS5 knows one table, and counts how rare a word is in all of it. Where the table holds more than the
+collection, a word is weighed by how rare it is in there instead: the order of one owner's passages
+must not tell which words stand in another's.
+
 In large collections a question's commonest words are left out: a word that stands in every tenth
 chunk tells chunks apart a fifth as well as a rare one, and there it costs seconds.
 """
 
+import math
 import sqlite3
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -39,6 +44,38 @@ _COUNT = "SELECT count(*) FROM chunks_fts WHERE chunks_fts MATCH ?"
 _SCORES = """
     SELECT rowid, -bm25(chunks_fts, 0.0, ?, ?, ?) FROM chunks_fts WHERE chunks_fts MATCH ?
 """
+
+
+class Match(NamedTuple):
+    """
+    One word of a question, as FTS5 queries.
+
+    Attributes:
+        hits: For the chunks that are scored.
+        here: For all chunks of the collection that have it; the same as `hits` as a rule.
+        everywhere: For all chunks that have it; "" where there is no other collection.
+    """
+
+    hits: str
+    here: str = ""
+    everywhere: str = ""
+
+
+class Sizes(NamedTuple):
+    """Chunks of the collection, and chunks of all collections."""
+
+    here: int
+    everywhere: int
+
+
+def rarity(hits: int, chunks: int) -> float:
+    """
+    How much a word weighs that `hits` of `chunks` have.
+
+    Source:
+        Robertson and Sparck Jones; as FTS5's bm25() has it, which knows no negative weights.
+    """
+    return max(math.log((chunks - hits + 0.5) / (hits + 0.5)), 1e-6)
 
 
 class TermScores:
@@ -70,34 +107,42 @@ class TermScores:
     def best(
         self,
         db: sqlite3.Connection,
-        matches: Sequence[str],
+        matches: Sequence[Match],
         *,
         generation: int,
         chunks: int,
         k: int,
+        sizes: Sizes | None = None,
+        allowed: Ids | None = None,
     ) -> list[tuple[ChunkId, float]]:
         """
         The k chunks with the highest sums, best first, ties by id.
 
         Args:
             db: A connection that sees one state of the file.
-            matches: One FTS5 query for each word.
+            matches: One for each word.
             generation: A number that grows with each change of any chunk, in that state.
             chunks: How many there are at the most.
             k: At least 1.
+            sizes: For how rare a word is; without them as FTS5 has it.
+            allowed: (n,) ids, the only chunks that are wanted.
         """
         if chunks * len(matches) > self._max_hits:
             matches = self._rarest(db, matches, generation)
-        parts = [self._of(db, match, generation) for match in matches]
+        parts = [self._of(db, match, generation, sizes) for match in matches]
+        if allowed is not None:
+            parts = [_among(part, allowed) for part in parts]
         ids, places = np.unique(np.concatenate([ids for ids, _ in parts]), return_inverse=True)
         scores = np.bincount(places, weights=np.concatenate([scores for _, scores in parts]))
         order = np.argsort(-scores, kind="stable")[:k]
         found = zip(ids[order].tolist(), scores[order].tolist(), strict=True)
         return [(ChunkId(chunk_id), score) for chunk_id, score in found]
 
-    def _rarest(self, db: sqlite3.Connection, matches: Sequence[str], generation: int) -> list[str]:
+    def _rarest(
+        self, db: sqlite3.Connection, matches: Sequence[Match], generation: int
+    ) -> list[Match]:
         """Those that find few chunks, in their order: as many as may be, and one that finds any."""
-        counts = [self._count(db, match, generation) for match in matches]
+        counts = [self._count(db, match.hits, generation) for match in matches]
         chosen, hits = [], 0
         for place in sorted(range(len(matches)), key=counts.__getitem__):
             if hits and hits + counts[place] > self._max_hits:
@@ -125,15 +170,27 @@ class TermScores:
             self._counts.clear()
             self.held = 0
 
-    def _of(self, db: sqlite3.Connection, match: str, generation: int) -> tuple[Ids, _Sums]:
+    def _of(
+        self, db: sqlite3.Connection, match: Match, generation: int, sizes: Sizes | None
+    ) -> tuple[Ids, _Sums]:
         with self._lock:
             self._turn_to(generation)
-            if generation == self._generation and match in self._kept:
-                self._kept.move_to_end(match)
-                return self._kept[match]
-        computed = self._compute(db, match)
-        self._keep(match, computed, generation)
-        return computed
+            if generation == self._generation and match.hits in self._kept:
+                self._kept.move_to_end(match.hits)
+                return self._kept[match.hits]
+        ids, scores = self._compute(db, match.hits)
+        if sizes is not None and match.everywhere and len(ids):
+            scores *= self._correction(db, match, len(ids), generation, sizes)
+        self._keep(match.hits, (ids, scores), generation)
+        return ids, scores
+
+    def _correction(
+        self, db: sqlite3.Connection, match: Match, hits: int, generation: int, sizes: Sizes
+    ) -> float:
+        """From how rare a word is everywhere to how rare it is here."""
+        here = self._count(db, match.here, generation) if match.here else hits
+        everywhere = self._count(db, match.everywhere, generation)
+        return rarity(here, sizes.here) / rarity(everywhere, sizes.everywhere)
 
     def _compute(self, db: sqlite3.Connection, match: str) -> tuple[Ids, _Sums]:
         cursor = db.cursor()
@@ -154,3 +211,9 @@ class TermScores:
             while self.held > self._max_held:
                 _, (ids, _) = self._kept.popitem(last=False)
                 self.held -= len(ids) + 1
+
+
+def _among(part: tuple[Ids, _Sums], allowed: Ids) -> tuple[Ids, _Sums]:
+    ids, scores = part
+    wanted = np.isin(ids, allowed)
+    return ids[wanted], scores[wanted]

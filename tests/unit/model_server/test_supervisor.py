@@ -242,6 +242,29 @@ async def test_it_gets_ready_and_stops_when_asked(caplog):
     assert stage.engines[0].terminated == 1
 
 
+async def test_whoever_waits_for_ready_finds_the_cache_of_this_engine():
+    """Its size is known before READY is said, and the last engine's is forgotten at a start."""
+    stage = Stage()
+    supervisor, seen = stage.supervisor, []
+
+    async def slowly_told():
+        seen.append((supervisor.status().state, supervisor.reported_kv_tokens))
+        await asyncio.sleep(0.01)
+        return 1000
+
+    stage.probe.kv_cache_tokens = slowly_told
+    run = asyncio.create_task(supervisor.run())
+    for life in (0, 1):
+        await stage.until(lambda life=life: len(stage.engines) == life + 1)
+        await stage.until(lambda: supervisor.status().state is State.READY)
+        assert supervisor.reported_kv_tokens == 1000
+        stage.engines[life].exit(1)
+        await stage.until(lambda: supervisor.status().state is not State.READY)
+    supervisor.request_stop()
+    await run
+    assert seen[:2] == [(State.STARTING, None)] * 2
+
+
 @pytest.mark.parametrize(
     ("tokens", "words"), [(900, "(-10.00 %)"), (None, "does not report the size")]
 )

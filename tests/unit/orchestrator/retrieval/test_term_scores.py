@@ -4,7 +4,7 @@ import pytest
 
 from orchestrator.domain import DocumentId
 from orchestrator.retrieval.lexical_index import LexicalIndex, terms
-from orchestrator.retrieval.term_scores import TermScores
+from orchestrator.retrieval.term_scores import Match, TermScores
 
 WEIGHTS = (2.0, 1.0, 1.0)
 TEXTS = [
@@ -38,7 +38,7 @@ def by_fts5(store, question, *, columns=""):
 
 def best(scores, store, question, *, generation=1, k=100):
     with store.database.read() as db:
-        words = [f'"{word}"' for word in terms(question)]
+        words = [Match(f'"{word}"') for word in terms(question)]
         return scores.best(db, words, generation=generation, chunks=len(TEXTS), k=k)
 
 
@@ -60,14 +60,41 @@ def test_sums_are_those_of_the_whole_question(lexical, library, store, question)
 
 @pytest.mark.parametrize("question", ["turbine hall", "the c1 of d2 turbine", "c1 d1 d2s"])
 def test_beside_another_collection_too(lexical, library, store, question):
-    """With a second collection, or words that look like places, only one's own is found."""
+    """With a second collection, or words that look like places, only one's own is found, as alone."""
     mine = library.publish("a", *TEXTS, "part c1 of the d2")
     columns = "{filename heading text} : "
     alone = lexical.search(question, collection="default", k=100)
     assert alone == by_fts5(store, question, columns=columns)
     library.publish("b", *TEXTS, collection="other")
-    expected = [hit for hit in by_fts5(store, question, columns=columns) if hit[0] in mine]
-    assert lexical.search(question, collection="default", k=100) == expected
+    beside = lexical.search(question, collection="default", k=100)
+    assert {i for i, _ in beside} <= set(mine)
+    assert [i for i, _ in beside] == [i for i, _ in alone]
+    assert dict(beside) == pytest.approx(dict(alone), rel=0.02)  # the average length is everybody's
+
+
+@pytest.mark.parametrize(
+    "documents",
+    [(), (DocumentId("a"),), [DocumentId(f"x{n}") for n in range(40)] + [DocumentId("a")]],
+)
+def test_what_others_have_changes_no_order(lexical, library, documents):
+    """
+    A word that another collection is full of is as rare in this one as it was.
+
+    Else whoever has a chunk with each of two words could tell from their order which of them stands
+    in somebody else's documents, and by adding more of their own, how often.
+    """
+    library.publish(
+        "a", "the zanzibar is here", "the turbine is here", "of a turbine and more", "rest"
+    )
+    for extra in ("c", "d"):
+        library.publish(extra, "nothing of the sort", collection=f"other-{extra}")
+    asked = {"collection": "default", "k": 10, "document_ids": documents}
+    before = lexical.search("zanzibar turbine", **asked)
+    library.publish("b", *["zanzibar at length"] * 50, collection="other")
+    after = lexical.search("zanzibar turbine", **asked)
+    assert len(before) == 3
+    assert [i for i, _ in after] == [i for i, _ in before]
+    assert dict(after) == pytest.approx(dict(before), rel=0.2)
 
 
 def test_every_change_of_the_chunks_is_seen(lexical, library, store):
@@ -79,8 +106,8 @@ def test_every_change_of_the_chunks_is_seen(lexical, library, store):
     assert len(more) == len(before) + 1
     assert more == by_fts5(store, "turbine")
     library.publish("c", "another turbine", collection="other")
-    assert lexical.search("turbine", collection="default", k=100) == [
-        hit for hit in by_fts5(store, "turbine") if hit[0] in {i for i, _ in more}
+    assert [i for i, _ in lexical.search("turbine", collection="default", k=100)] == [
+        i for i, _ in more
     ]
     store.delete(DocumentId("a"))
     store.delete(DocumentId("c"))
