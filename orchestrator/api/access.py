@@ -26,7 +26,8 @@ ALIVE = "/healthz"
 PUBLIC = frozenset({"/", ALIVE, "/readyz", "/openapi.json"})
 PUBLIC_BELOW = "/web/"
 ADMIN = frozenset({"/metrics"})
-_LOCAL_NAMES = ("localhost",)
+_PRIVATE_NAMES = (".localhost", ".internal", ".local", ".home.arpa")
+"""Below these nobody can register a name, so none of them leads here by a trick."""
 
 
 class Access:
@@ -105,7 +106,7 @@ def is_known(request: Request) -> bool:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
-    if host in _LOCAL_NAMES:
+    if host == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -117,21 +118,24 @@ def _refuse_foreign(headers: Headers, *, any_host: bool) -> None:
     host = headers.get("host", "")
     origin = headers.get("origin")
     # "null" is what sandboxed frames and local files call themselves.
-    if origin is not None and urlsplit(origin).netloc != host:
+    if origin is not None and origin.partition("://")[2] != host:
         raise ForeignOrigin(
             f"A page of {origin} asked, which may not act for whoever looks at it. Pages of other "
             "sites need a service of their own between, with a key (tidegate keys create)."
         )
-    if not any_host and not _names_this_machine(host):
+    if not any_host and not _cannot_be_foreign(host):
         raise ForeignOrigin(
-            f"{host} is not a name of this machine that is known here. Use an address or localhost, "
-            "or make keys (tidegate keys create): then any name is taken."
+            f"{host} may be anybody's name for this machine. Use an address or localhost, or make keys "
+            "(tidegate keys create): then any name is taken."
         )
 
 
-def _names_this_machine(host: str) -> bool:
-    name = urlsplit(f"//{host}").hostname or ""
-    if not name or name in _LOCAL_NAMES or name.endswith(".localhost"):
+def _cannot_be_foreign(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # brackets that do not close
+        return False
+    if "." not in name or name.endswith(_PRIVATE_NAMES):  # "localhost", or a container's name
         return True
     try:
         ipaddress.ip_address(name)

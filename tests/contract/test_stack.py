@@ -95,7 +95,7 @@ def test_20_clients_that_leave_mid_stream_free_the_engine(patient, vllm_url):
         b' "degrade": false}'
     )
     head = (
-        b"POST /ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"POST /ask HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n" % len(body)
     )
     address = httpx2.URL(patient.url)

@@ -205,7 +205,7 @@ def test_a_client_that_hangs_up_frees_everything(http, engine, handbook, stream)
     host, port = http.base_url.host, http.base_url.port
     with socket.create_connection((host, port)) as raw:
         raw.sendall(
-            b"POST /ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            b"POST /ask HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             + f"Content-Length: {len(body)}\r\n\r\n".encode()
             + body
         )

@@ -171,7 +171,7 @@ def test_a_body_over_the_limit_is_refused_before_it_is_sent(http, engine):
     host, port = http.base_url.host, http.base_url.port
     with socket.create_connection((host, port), timeout=10) as raw:
         raw.sendall(
-            b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 2147483648\r\n"
+            b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2147483648\r\n"
             b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + b"x" * 65536
         )
         answer = b""

@@ -424,6 +424,7 @@ class TestWithoutKeys:
             {"Origin": "https://evil.example"},
             {"Origin": "null"},
             {"Host": "rebound.evil.example"},
+            {"Host": "[rebound"},
             {"Origin": "http://127.0.0.1:1"},
         ],
     )
@@ -443,8 +444,15 @@ class TestWithoutKeys:
         """A browser names its own origin with some requests; others name none."""
         own = {"Origin": open_url}
         assert httpx2.get(f"{open_url}/documents", headers=own, trust_env=False).is_success
-        local = open_url.replace("127.0.0.1", "localhost")
-        assert httpx2.get(f"{local}/documents", trust_env=False).is_success
+        for name in (
+            "localhost",
+            "[::1]:8080",
+            "tidegate",
+            "host.docker.internal",
+            "10.0.0.8:8080",
+        ):
+            named = httpx2.get(f"{open_url}/documents", headers={"Host": name}, trust_env=False)
+            assert named.is_success, name
 
     def test_no_browser_is_let_in_by_cors(self, open_url):
         """No answer says that pages of others may read it."""
