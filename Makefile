@@ -17,7 +17,7 @@ SIDE_BY_SIDE := -n 2 --dist loadfile
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help run test test-unit simulation test-integration test-contract check loadtest soak chaos chaos-red report costs relay \
-        overload seed-attack engine-kills crash-kills upload-loop ingest engine-options false-kills before-after plans bench-gpu test-gpu nasty quality answers search-sizes \
+        overload seed-attack engine-kills crash-kills upload-loop ingest engine-options false-kills before-after plans bench-gpu test-gpu audit licences nasty quality answers search-sizes \
         setup setup-dev tools model lock docs clean safeguards
 
 help: ## this list
@@ -192,6 +192,12 @@ docs: setup-dev ## write docs/configuration.md, the dashboard and the sample PDF
 	@$(BIN)/python -m deploy.configuration_page
 	@$(BIN)/python -m deploy.grafana_dashboard
 	@$(BIN)/python -m tests.pdfs docs/samples/handbook.pdf
+
+audit: setup-dev ## bandit over the code, known weaknesses of what is locked (where advisories can be reached)
+	@exec $(BIN)/python -m deploy.audit
+
+licences: setup-dev ## write docs/licences.md: the licence of everything that is locked
+	@exec $(BIN)/python -m deploy.licences_page
 
 clean: ## remove environments, models and caches; DATA_DIR stays
 	@rm -rf .venv .venv-engine .models .tools build reports .pytest_cache .mypy_cache .ruff_cache \

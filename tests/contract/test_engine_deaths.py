@@ -5,15 +5,19 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import httpx2
 import psutil
 import pytest
 
 from deploy.child_process import is_running
-from tests.running import Program, model_server, model_server_settings
+from tests import pdfs
+from tests.chromium import why_no_browser
+from tests.running import Program, model_server, model_server_settings, orchestrator
 
-from .conftest import ENGINE_START_S, MODEL, MODEL_FOLDER, REAL_ENGINE, until
+from .conftest import ENGINE_START_S, MODEL, MODEL_FOLDER, REAL_ENGINE, until, upload
 
 HANG_S = 5.0
 FOUND_S = HANG_S + 3.0
@@ -63,16 +67,85 @@ def test_a_hung_process_is_found_and_the_engine_replaced(own_server, name):
     assert answer.status_code == 200
 
 
-def test_a_killed_core_is_replaced_at_once(own_server):
-    """Kill -9 of vLLM's core: told by the kernel, not by vLLM's own end some five seconds later."""
-    before = state(own_server)
-    process_of(own_server, ENGINE_CORE).kill()
-    began = time.monotonic()
-    assert until(lambda: state(own_server)["state"] != "ready", 2.0)
-    print(f"\nEngineCore killed: told after {time.monotonic() - began:.1f} s")
-    assert "EngineCore" in state(own_server)["last_error"]
-    assert until(lambda: state(own_server)["state"] == "ready", ENGINE_START_S)
-    assert state(own_server)["restarts"] == before["restarts"] + 1
+@dataclass
+class Death:
+    """
+    What was seen of one.
+
+    Attributes:
+        told_s: From the kill until model_server said so.
+        error: Why, in its words.
+        restarts: How many there were for it.
+        without: The page's words while there was no engine; None where there is no browser.
+        banner_after: Whether the first answer of the next engine still had a banner.
+    """
+
+    told_s: float
+    error: str
+    restarts: int
+    without: str | None = None
+    banner_after: bool | None = None
+
+
+@pytest.fixture(scope="module")
+def death(own_server, tmp_path_factory):
+    """Kill -9 of vLLM's core while somebody has the page open, who asks before and after the next start."""
+    engine_url = state(own_server)["engine_url"]
+    with ExitStack() as open_things:
+        service = open_things.enter_context(
+            orchestrator(
+                tmp_path_factory.mktemp("onlooker"),
+                engine_url,
+                tokenizer=str(MODEL_FOLDER),
+                control_url=own_server.url,
+            )
+        )
+        upload(service, pdfs.handbook())
+        visit = None
+        if why_no_browser() is None:
+            # Playwright is not asked for where there is no browser.
+            from tests.browsers import browsing, visiting  # noqa: PLC0415 - see above
+
+            browser = open_things.enter_context(browsing())
+            visit = open_things.enter_context(
+                visiting(browser, service.url, patience_ms=ENGINE_START_S * 1000)
+            )
+        before = state(own_server)["restarts"]
+        process_of(own_server, ENGINE_CORE).kill()
+        began = time.monotonic()
+        assert until(lambda: state(own_server)["state"] != "ready", 2.0)
+        seen = Death(time.monotonic() - began, state(own_server)["last_error"], 0)
+        if visit is not None:
+            visit.ask("At what water level are the gates closed?")
+            banner = visit.page.locator(".turn .banner")
+            banner.wait_for()
+            visit.page.locator(".turn > .sources > .source").first.wait_for()
+            seen.without = banner.inner_text()
+            visit.pictured("engine-killed")
+        assert until(lambda: state(own_server)["state"] == "ready", ENGINE_START_S)
+        seen.restarts = state(own_server)["restarts"] - before
+        if visit is not None:
+            visit.page.locator("#status-button[data-state=ok]").wait_for()
+            visit.ask("At what water level are the gates closed?")
+            turn = visit.page.locator(".turn").nth(1)
+            turn.locator(".source").first.wait_for(state="attached")
+            seen.banner_after = turn.locator(".banner").is_visible()
+        yield seen
+
+
+def test_a_killed_core_is_replaced_at_once(death):
+    """Told by the kernel, not by vLLM's own end some five seconds later."""
+    print(f"\nEngineCore killed: told after {death.told_s:.1f} s")
+    assert death.told_s < 2.0
+    assert "EngineCore" in death.error
+    assert death.restarts == 1
+
+
+@pytest.mark.browser
+def test_the_page_answers_by_passages_until_the_next_engine_is_there(death):
+    """With a banner that says so, and without one afterwards."""
+    assert "No model answers now" in death.without
+    assert death.banner_after is False
 
 
 def test_no_engine_outlives_a_killed_model_server(own_server):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from deploy.configuration_page import page
+from deploy.licences_page import DUTIES, locked
 from orchestrator import errors
 from orchestrator.api.error_responses import STATUS
 from orchestrator.telemetry.metrics import Metrics
@@ -22,6 +23,17 @@ def read(name: str) -> str:
 def test_configuration_is_generated():
     """docs/configuration.md holds each setting exactly as the code defines it."""
     assert read("docs/configuration.md") == page(), "run `make docs`"
+
+
+def test_the_licence_of_everything_that_is_locked_was_looked_at():
+    """No lock names what the page does not, and no licence with duties goes by unseen."""
+    lines = read("docs/licences.md").splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if "|" in line][2:]
+    told = {name: (licence, duty) for name, licence, _, duty in rows}
+    names = {name for lock in locked().values() for name in lock}
+    assert names - told.keys() == set(), "run `make licences`"
+    unseen = {n for n, (licence, duty) in told.items() if DUTIES.search(licence) and not duty}
+    assert {name for name in unseen if not name.startswith("nvidia-")} == set()
 
 
 @pytest.mark.parametrize("error", LEAVES, ids=lambda e: e.__name__)

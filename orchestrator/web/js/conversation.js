@@ -8,9 +8,10 @@ const REMEMBERED_TURNS = 6; // what goes along with a question takes room from i
 
 export class Conversation {
   /** @param {{scope: () => object, onSource: (source: object) => void}} to */
-  constructor({ scope, onSource }) {
+  constructor({ scope, onSource, onAnswer }) {
     this.scope = scope;
     this.onSource = onSource;
+    this.onAnswer = onAnswer;
     this.turns = [];
     this.question = find("#question");
     this.send = find("#send");
@@ -81,6 +82,7 @@ export class Conversation {
     this.send.classList.remove("cancel");
     if (turn.answer && !this.turns.includes(turn)) this.turns.push(turn);
     find("#said").textContent = turn.told;
+    this.onAnswer();
   }
 }
 

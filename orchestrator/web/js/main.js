@@ -22,9 +22,11 @@ for (const tab of tabs) tab.addEventListener("click", () => show(tab.dataset.sho
 
 const viewer = new Viewer();
 const library = new Library({ onOpen: (source) => viewer.open(source) });
+const status = new StatusPanel();
 const conversation = new Conversation({
   scope: () => library.scope(),
   onSource: (source) => viewer.open(source),
+  onAnswer: () => status.look(),
 });
 library.onChange = () => conversation.scopeChanged();
 
@@ -41,5 +43,5 @@ for (const name of ["dragover", "drop"]) {
 document.addEventListener("drop", (event) => library.take([...event.dataTransfer.files]));
 
 key.start();
-new StatusPanel().start();
+status.start();
 library.start();

@@ -3,8 +3,8 @@
 import * as api from "./api.js";
 import { count, duration, find, make, size } from "./dom.js";
 
-const OPEN_S = 2;
-const CLOSED_S = 10;
+const WATCHES_S = 2; // while somebody looks, or something is amiss
+const RESTS_S = 10;
 
 export class StatusPanel {
   constructor() {
@@ -16,6 +16,11 @@ export class StatusPanel {
   /** Look now, and again and again while the page is seen. */
   start() {
     document.addEventListener("visibilitychange", () => this.#look());
+    this.#look();
+  }
+
+  /** Look again at once: something may have changed. */
+  look() {
     this.#look();
   }
 
@@ -37,7 +42,8 @@ export class StatusPanel {
       this.panel.replaceChildren(make("p", {}, error.message));
     }
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.#look(), (this.panel.hidden ? CLOSED_S : OPEN_S) * 1000);
+    const rests = this.panel.hidden && this.button.dataset.state === "ok";
+    this.timer = setTimeout(() => this.#look(), (rests ? RESTS_S : WATCHES_S) * 1000);
   }
 
   #show(state, words) {

@@ -1,0 +1,123 @@
+"""As a container runs it: no rights, another user, and a file system that cannot be written to."""
+
+import os
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from tests.fake_engine import FakeEngine, serving
+from tests.faults import QUESTION, SMALL, upload, wait_until
+from tests.running import START_S, free_port
+
+USER = "10001"
+"""That of deploy/orchestrator.Dockerfile."""
+
+
+def why_not():
+    """Why nothing can be confined like this here; None if it can."""
+    if missing := [name for name in ("unshare", "setpriv") if shutil.which(name) is None]:
+        return f"{' and '.join(missing)} missing: apt install util-linux"
+    tried = subprocess.run(
+        ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/mnt"],
+        capture_output=True,
+        check=False,
+    )
+    return "needs root, who may mount" if tried.returncode else None
+
+
+def locked_above(path: Path) -> Path | None:
+    """The folder that keeps others from an interpreter below it, as root's home does."""
+    for folder in reversed(path.parents):
+        if not folder.stat().st_mode & stat.S_IXOTH:
+            return folder
+    return None
+
+
+def opened(interpreter: Path) -> list[str]:
+    """Commands by which everybody may run the interpreter, in this mount namespace alone."""
+    locked = locked_above(interpreter)
+    if locked is None:
+        return []
+    there, kept = shlex.quote(str(interpreter)), "/mnt/interpreter"
+    return [
+        "mount -t tmpfs tmpfs /mnt",
+        f"mkdir {kept}",
+        f"mount --bind {there} {kept}",
+        f"mount -t tmpfs -o mode=755 tmpfs {shlex.quote(str(locked))}",
+        f"mkdir -p {there}",
+        f"mount --bind {kept} {there}",
+    ]
+
+
+@pytest.fixture
+def confined(tmp_path):
+    """The orchestrator's address, its process, and an engine."""
+    if reason := why_not():
+        pytest.skip(reason)
+    port = free_port()
+    program = [sys.executable, "-B", "-m", "orchestrator", "serve"]
+    rights = ["--reuid", USER, "--regid", USER, "--clear-groups", "--no-new-privs"]
+    rights += ["--bounding-set=-all", "--inh-caps=-all"]
+    script = "\n".join([
+        "set -e",
+        *opened(Path(sys.base_prefix)),
+        "mount -t tmpfs -o mode=1777 tmpfs /tmp",
+        "mount -o remount,ro,bind / /",
+        f"exec setpriv {shlex.join(rights)} {shlex.join(program)}",
+    ])
+    with serving(FakeEngine()) as engine, (tmp_path / "log").open("wb") as log:
+        settings = {"ENGINE_URL": engine.url, "PORT": str(port)}
+        settings |= {"DATA_DIR": "/tmp/data"} | {k.upper(): v for k, v in SMALL.items()}  # noqa: S108 - a tmpfs of its own
+        process = subprocess.Popen(
+            ["unshare", "--mount", "sh", "-c", script],
+            env={**os.environ, "HOME": "/tmp"}  # noqa: S108 - as above
+            | {f"ORCHESTRATOR_{name}": value for name, value in settings.items()},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            assert wait_until(lambda: answers(url) or process.poll() is not None, START_S)
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            yield url, psutil.Process(process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0, (tmp_path / "log").read_text()
+
+
+def answers(url):
+    try:
+        return httpx2.get(f"{url}/healthz", trust_env=False).is_success
+    except httpx2.HTTPError:
+        return False
+
+
+def test_it_needs_no_rights_and_writes_nowhere_else(confined):
+    """A PDF goes in, is read in the sandbox, and is asked about."""
+    url, process = confined
+    family = [process, *process.children(recursive=True)]
+    assert len(family) >= 3, "the parser's processes are confined, too, and the embedder's"
+    for one in family:
+        told = dict(
+            line.split(":\t", 1)
+            for line in Path(f"/proc/{one.pid}/status").read_text().splitlines()
+            if ":\t" in line
+        )
+        assert told["Uid"].split() == [USER] * 4
+        assert int(told["CapEff"], 16) == int(told["CapPrm"], 16) == 0
+        mounts = Path(f"/proc/{one.pid}/mounts").read_text().splitlines()
+        (root,) = [line.split()[3] for line in mounts if line.split()[1] == "/"][-1:]
+        assert "ro" in root.split(",")
+    with httpx2.Client(base_url=url, timeout=60, trust_env=False) as http:
+        upload(http)
+        answer = http.post("/ask", json={"question": QUESTION, "degrade": False})
+        assert answer.status_code == 200, answer.text
