@@ -193,7 +193,6 @@ class DocumentRoutes:
             media_type="application/pdf",
             filename=document.filename,
             content_disposition_type="inline",
-            headers={"X-Content-Type-Options": "nosniff"},
         )
 
     def _of(self, request: Request) -> OwnedLibrary:

@@ -83,6 +83,7 @@ class RequestContext:
                     *message.get("headers", ()),
                     (b"x-request-id", request_id.encode("latin-1")),
                     (b"server-timing", b"total;dur=%.2f" % took_ms),
+                    (b"x-content-type-options", b"nosniff"),
                 ]
             await send(message)
 

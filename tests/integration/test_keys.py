@@ -456,6 +456,14 @@ class TestWithoutKeys:
             named = httpx2.get(f"{open_url}/documents", headers={"Host": name}, trust_env=False)
             assert named.is_success, name
 
+    @pytest.mark.parametrize(
+        "path", ["/", "/status", "/web/js/main.js", "/nowhere", "/documents/x"]
+    )
+    def test_no_answer_is_taken_for_another_type(self, open_url, path):
+        """A document or an error is never guessed to be a page, whoever serves it."""
+        answer = httpx2.get(f"{open_url}{path}", trust_env=False)
+        assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
+
     def test_no_browser_is_let_in_by_cors(self, open_url):
         """No answer says that pages of others may read it."""
         asked = httpx2.options(
