@@ -144,6 +144,34 @@ def test_wrong_routes_are_told_in_the_same_shape(http, method, path, status, cod
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/ask", "POST"),
+        ("TRACE", "/documents/doc-nope", "DELETE, GET"),
+        ("PUT", "/v1/models/a/b", "GET"),
+        ("POST", "/web/js/main.js", "GET, HEAD"),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(http, method, path, allowed):
+    """Allow names those of every route with that path."""
+    response = http.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seed": 2**63}, {"seed": -(2**63) - 1}, {"stop": ""}, {"stop": ["a", ""]}]
+)
+def test_what_no_engine_takes_is_the_callers_mistake(http, engine, handbook, wrong):
+    """An engine refuses these itself, and that would be told as its failure."""
+    turns = [{"role": "user", "content": QUESTION}]
+    response = http.post(
+        "/v1/chat/completions", json={"model": "fake-model", "messages": turns} | wrong
+    )
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_parameter")
+    assert not engine.requests
+
+
+@pytest.mark.parametrize(
     ("script", "status", "code"),
     [
         (
