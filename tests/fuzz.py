@@ -111,6 +111,7 @@ def _service(folder: Path, *, keyed: bool) -> Iterator[Service]:
             for name, data in (
                 ("handbook.pdf", pdfs.handbook()),
                 ("one.pdf", pdfs.text_pdf(["The gate closes at high water."])),
+                ("failed.pdf", pdfs.image_only()),
             )
         ]
         yield Service(program, documents, key, admin_key)
@@ -130,11 +131,11 @@ def _client(url: str, key: str | None) -> httpx2.Client:
 
 
 def _added(http: httpx2.Client, name: str, data: bytes) -> str:
-    response = http.post(
-        "/upload", params={"wait": "true"}, files={"file": (name, data, "application/pdf")}
-    )
-    response.raise_for_status()
-    return str(response.json()["documents"][0]["id"])
+    """The id of a document that is ready, or has failed."""
+    response = http.post("/upload", files={"file": (name, data, "application/pdf")})
+    document_id = str(response.raise_for_status().json()["documents"][0]["id"])
+    http.get(f"/documents/{document_id}/events").raise_for_status()
+    return document_id
 
 
 def _schemathesis(

@@ -51,9 +51,21 @@ def before_call(context, case, kwargs):
         case.path_parameters["document_id"] = NOBODYS
     if isinstance(case.body, dict) and _too_short(case.body.get("timeout_s"), PATIENCE_S):
         case.body["timeout_s"] = PATIENCE_S
+    if case.path == "/v1/chat/completions" and isinstance(case.body, dict):
+        _make_servable(case.body)
     with suppress(KeyError, TypeError, ValueError):
         if _too_short(float(case.headers[DEADLINE]), PATIENCE_S * 1000):
             case.headers[DEADLINE] = str(PATIENCE_S * 1000)
+
+
+def _make_servable(body: dict[str, Any]) -> None:
+    """What a shape cannot say: the last turn is the user's, and there is one choice."""
+    if type(body.get("n")) is int:
+        body["n"] = 1
+    with suppress(KeyError, IndexError, TypeError):
+        last = body["messages"][-1]
+        if last["role"] in {"system", "developer", "assistant"}:
+            last["role"] = "user"
 
 
 def _too_short(value: object, enough: float) -> bool:

@@ -19,9 +19,9 @@ Priority = Literal["interactive", "normal", "batch"]
 
 
 class Incoming(BaseModel):
-    """A JSON body: unknown fields are refused, so that a typing error is not silently ignored."""
+    """A JSON body: unknown fields and other types are refused, so that no slip is silently ignored."""
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class HistoryMessage(Incoming):
@@ -248,7 +248,7 @@ class ErrorResponse(BaseModel):
 class TextPart(BaseModel):
     """A part of a message's content; only text is understood."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     type: str
     text: str | None = None
@@ -257,7 +257,7 @@ class TextPart(BaseModel):
 class ChatMessage(BaseModel):
     """A turn, as OpenAI writes it."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
@@ -266,7 +266,7 @@ class ChatMessage(BaseModel):
 class StreamOptions(BaseModel):
     """What else a stream should carry."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", strict=True)
 
     include_usage: bool = False
 
@@ -277,7 +277,7 @@ StopText = Annotated[str, StringConstraints(min_length=1)]
 class ChatCompletionRequest(BaseModel):
     """OpenAI's request, with our collection beside it (`extra_body` of the client)."""
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
     model: str
     messages: list[ChatMessage] = Field(min_length=1)

@@ -104,6 +104,8 @@ def test_a_request_id_goes_in_and_out(http, engine, handbook):
         (b'{"question": 7}', 422, "invalid_parameter"),
         (b'{"question": "x", "top_k": NaN}', 422, "invalid_parameter"),
         (b'{"question": "x", "top_k": 0}', 422, "invalid_parameter"),
+        (b'{"question": "x", "top_k": "5"}', 422, "invalid_parameter"),
+        (b'{"question": "x", "degrade": 0}', 422, "invalid_parameter"),
         (b'{"question": "x", "top_k": 1000}', 422, "invalid_parameter"),
         (b'{"question": "x", "max_tokens": 100000}', 422, "invalid_parameter"),
         (b'{"question": "x", "timeout_s": -1}', 422, "invalid_parameter"),
