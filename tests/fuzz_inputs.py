@@ -21,6 +21,8 @@ KEPT = frozenset(os.environ.get("TIDEGATE_FUZZ_KEPT", "").split())
 NOBODYS = "doc-000000000000000000000000"
 PATIENCE_S = 60.0
 DEADLINE = "X-Request-Deadline-Ms"
+MOST = {"n": 1, "top_k": 5, "max_tokens": 64, "max_completion_tokens": 64}
+"""Half of what is more becomes this: it would be refused."""
 FILES = [
     *(pdfs.text_pdf([f"The lock of harbour {n} opens at {n} o'clock."]) for n in range(8)),
     b"%PDF-1.4 and then nothing",
@@ -51,7 +53,7 @@ def before_call(context, case, kwargs):
         case.path_parameters["document_id"] = NOBODYS
     if isinstance(case.body, dict) and _too_short(case.body.get("timeout_s"), PATIENCE_S):
         case.body["timeout_s"] = PATIENCE_S
-    if case.path == "/v1/chat/completions" and isinstance(case.body, dict):
+    if isinstance(case.body, dict):
         _make_servable(case.body)
     with suppress(KeyError, TypeError, ValueError):
         if _too_short(float(case.headers[DEADLINE]), PATIENCE_S * 1000):
@@ -59,13 +61,18 @@ def before_call(context, case, kwargs):
 
 
 def _make_servable(body: dict[str, Any]) -> None:
-    """What a shape cannot say: the last turn is the user's, and there is one choice."""
-    if type(body.get("n")) is int:
-        body["n"] = 1
+    """What a shape cannot say: limits that are settings, one choice, a last turn of the user's, text."""
+    for name, most in MOST.items():
+        value = body.get(name)
+        if type(value) is int and value > most and value % 2:
+            body[name] = most
     with suppress(KeyError, IndexError, TypeError):
         last = body["messages"][-1]
         if last["role"] in {"system", "developer", "assistant"}:
             last["role"] = "user"
+        for part in last["content"] if isinstance(last["content"], list) else ():
+            if isinstance(part["type"], str):
+                part.update(type="text", text=part.get("text") or "When does the gate close?")
 
 
 def _too_short(value: object, enough: float) -> bool:

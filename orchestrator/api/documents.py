@@ -52,7 +52,14 @@ UPLOAD_SCHEMA = {
                     "required": ["file"],
                     "properties": {
                         "file": {"type": "array", "items": {"type": "string", "format": "binary"}},
-                        "collection": {"type": "string", "pattern": COLLECTION_PATTERN},
+                        "collection": {
+                            "description": "Letters, digits, '.', '_' and '-', at most 64; "
+                            f"none, or an empty one, is `{DEFAULT_COLLECTION}`.",
+                            "anyOf": [
+                                {"type": "string", "pattern": COLLECTION_PATTERN},
+                                {"const": ""},
+                            ],
+                        },
                         "replaces": {
                             "type": "string",
                             "description": "Id of the document that goes when this one is ready.",
@@ -160,13 +167,13 @@ class DocumentRoutes:
                 "curl -F file=@paper.pdf …/upload"
             )
         async with self._form(request) as form:
-            collection = _collection(form.get("collection"))
+            collection = _collection(_only(form, "collection"))
             files = [part for part in form.getlist("file") if isinstance(part, UploadFile)]
             if not files:
                 raise InvalidRequest(
                     "No file came in the field `file`. Send at least one PDF.", param="file"
                 )
-            replaces = _replaces(form.get("replaces"), files)
+            replaces = _replaces(_only(form, "replaces"), files)
             library = self._of(request)
             work = _accept_all(library, files, collection, replaces, wait=wait)
             entries, refusals = await unless_disconnected(request, work)
@@ -344,6 +351,14 @@ def _range_refusal(status: int, headers: Headers) -> OrchestratorError:
         f"The file has {size} bytes; the range is beyond them. Ask for less, or without a range.",
         size_bytes=int(size),
     )
+
+
+def _only(form: FormData, field: str) -> object:
+    """What a field that comes once holds; None if it did not come."""
+    found = form.getlist(field)
+    if len(found) > 1:
+        raise InvalidParameter(f"`{field}` came {len(found)} times. Send it once.", param=field)
+    return found[0] if found else None
 
 
 def _replaces(value: object, files: list[UploadFile]) -> DocumentId | None:

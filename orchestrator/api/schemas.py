@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 COLLECTION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 DEFAULT_COLLECTION = "default"
@@ -15,6 +15,12 @@ CollectionName = Annotated[
 ]
 
 
+def _whole(value: object) -> object:
+    """A whole number that came as `5.0`, which JSON does not tell from 5; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 Priority = Literal["interactive", "normal", "batch"]
 
 
@@ -43,7 +49,7 @@ class SearchRequest(Incoming):
     document_ids: list[str] = Field(
         [], max_length=MAX_DOCUMENT_IDS, description="Search only these; none: the collection."
     )
-    top_k: int | None = Field(
+    top_k: Whole | None = Field(
         None, ge=1, description="Chunks of about 150 tokens; neighbours on a page are one passage."
     )
     timeout_s: float | None = Field(
@@ -54,7 +60,7 @@ class SearchRequest(Incoming):
 class AskRequest(SearchRequest):
     """A question to answer."""
 
-    max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")
+    max_tokens: Whole | None = Field(None, ge=1, description="Longest answer, in tokens.")
     stream: bool = Field(
         default=False, description="Server-sent events instead of one JSON object."
     )
@@ -283,16 +289,16 @@ class ChatCompletionRequest(BaseModel):
     messages: list[ChatMessage] = Field(min_length=1)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: Whole | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    seed: Whole | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: StopText | list[StopText] | None = None
-    n: int | None = None
+    n: Whole | None = None
     collection: CollectionName = DEFAULT_COLLECTION
     document_ids: list[str] = Field([], max_length=MAX_DOCUMENT_IDS)
-    top_k: int | None = Field(None, ge=1)
+    top_k: Whole | None = Field(None, ge=1)
     timeout_s: float | None = Field(None, gt=0)
     degrade: bool = True
     priority: Priority = "normal"

@@ -128,6 +128,12 @@ def test_bad_input_gets_a_clear_4xx(http, engine, handbook, body, status, code):
     assert engine.requests == []
 
 
+def test_whole_numbers_may_have_a_point(http, engine, handbook):
+    """JSON does not tell 5.0 from 5, and some clients write it so."""
+    assert ask(http, top_k=5.0, max_tokens=64.0).status_code == 200
+    assert ask(http, top_k=5.5).status_code == 422
+
+
 def test_a_megabyte_of_question_is_refused(http, engine, handbook):
     """A long question is told its limit; a body over its limit is not even read."""
     assert ask(http, question="x" * 900_000).status_code == 422

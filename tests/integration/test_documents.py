@@ -208,6 +208,11 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit(http, engine):
             "invalid_parameter",
         ),
         (
+            {"files": {"file": ("a.pdf", b"x")}, "data": {"collection": ["a", "b"]}},
+            422,
+            "invalid_parameter",
+        ),
+        (
             {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}},
             400,
             "invalid_request",
