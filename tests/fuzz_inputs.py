@@ -13,6 +13,7 @@ from typing import Any
 
 import schemathesis
 from hypothesis import strategies as st
+from schemathesis import Case, HookContext
 
 from tests import pdfs
 
@@ -30,14 +31,14 @@ FILES = [
     b"",
 ]
 SCHEMAS = "#/components/schemas/"
+UPLOADS: st.SearchStrategy[Any] = st.lists(st.sampled_from(FILES), min_size=1, max_size=2)
+"""The field `file` of a form: it is repeatable, so a list."""
 
-schemathesis.openapi.media_type(
-    "application/pdf", st.lists(st.sampled_from(FILES), min_size=1, max_size=2)
-)
+schemathesis.openapi.media_type("application/pdf", UPLOADS)
 
 
 @schemathesis.hook
-def before_load_schema(context, raw_schema):
+def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None:
     """Close every object that is answered: a field that is not documented is a failure."""
     shapes = raw_schema["components"]["schemas"]
     asked = set(_referred(_requests(raw_schema), shapes))
@@ -47,7 +48,7 @@ def before_load_schema(context, raw_schema):
 
 
 @schemathesis.hook
-def before_call(context, case, kwargs):
+def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
     """Keep what the other requests need, and leave each enough time to be answered."""
     if case.method == "DELETE" and case.path_parameters.get("document_id") in KEPT:
         case.path_parameters["document_id"] = NOBODYS
