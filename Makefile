@@ -18,7 +18,7 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help run test test-unit simulation test-integration test-contract check loadtest soak chaos chaos-red report costs relay \
         overload seed-attack engine-kills crash-kills upload-loop ingest engine-options false-kills before-after plans bench-gpu test-gpu audit licences nasty quality answers search-sizes \
-        setup setup-dev tools model lock docs clean safeguards
+        setup setup-dev tools model lock docs clean safeguards fuzz
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ test-gpu: setup-dev model ## what needs an NVIDIA GPU; skipped, with the reason,
 
 safeguards: setup-dev ## take out each of the ten safeguards, and show that a test notices
 	@exec $(BIN)/python -m tests.safeguards
+
+fuzz: setup-dev ## random requests by the OpenAPI document: no 5xx, every answer as documented: SECONDS=600 SEED=
+	@exec $(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 check: setup-dev ## format, lint, types, import contracts, test sentences, containers, docs
 	@$(BIN)/ruff format --quiet --check . || { echo "fix with: $(BIN)/ruff format ."; exit 1; }

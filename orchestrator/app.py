@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from orchestrator.access.quotas import Quotas
-from orchestrator.api import error_responses
+from orchestrator.api import ask, error_responses, openai_chat, openapi_document
 from orchestrator.api.access import Access
 from orchestrator.api.ask import AskRoutes, QuestionLimits
 from orchestrator.api.documents import DocumentRoutes
@@ -92,8 +92,10 @@ def create_app(parts: Components) -> ASGIApp:
     for router in routers:
         app.include_router(router)
     app.mount("/web", PageFiles())
-    error_responses.install(app)
-    short_way = ShortWay(app, routes=[route for router in routers for route in router.routes])
+    routes = [route for router in routers for route in router.routes]
+    error_responses.install(app, routes=routes)
+    openapi_document.describe(app, streamed=(*ask.EVENTS.values(), *openai_chat.CHUNKS))
+    short_way = ShortWay(app, routes=routes)
     limited = BodyLimit(
         short_way,
         limits={"/upload": settings.max_upload_body_bytes},

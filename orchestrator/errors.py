@@ -5,7 +5,8 @@ The one error tree of the orchestrator.
     ├─ RequestError        InvalidRequest · InvalidParameter · ContextTooLong · ModelNotFound ·
     │                      RouteNotFound · MethodNotAllowed · BodyTooLarge · UnsupportedMediaType ·
     │                      DocumentNotFound · CollectionNotFound · DocumentNotReady · ClientClosed ·
-    │                      InvalidApiKey · AdminKeyNeeded · ForeignOrigin · RateLimited · QuotaExceeded
+    │                      InvalidApiKey · AdminKeyNeeded · ForeignOrigin · RateLimited · QuotaExceeded ·
+    │                      RangeNotSatisfiable
     ├─ DocumentError       NotAPdf · EmptyFile · DamagedDocument · EncryptedDocument · NoTextInDocument ·
     │                      NoPages · TooManyPages · DocumentTooLarge · ParserTimeout · ParserOutOfMemory ·
     │                      IngestionInterrupted
@@ -109,6 +110,21 @@ class UnsupportedMediaType(RequestError):
     """The body's Content-Type is not one that the route reads."""
 
     code = "unsupported_media_type"
+
+
+class RangeNotSatisfiable(RequestError):
+    """
+    No byte of the file is in the ranges that were asked for.
+
+    Attributes:
+        size_bytes: What the file has, where that is known.
+    """
+
+    code = "range_not_satisfiable"
+
+    def __init__(self, message: str, *, size_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.size_bytes = size_bytes
 
 
 class DocumentNotFound(RequestError):

@@ -13,12 +13,16 @@ from orchestrator.access.ownership import stored_name
 from orchestrator.access.quotas import Quotas
 from orchestrator.api.access import identity
 from orchestrator.api.json_route import JsonRoute
+from orchestrator.api.openapi_document import DEADLINE, DEGRADED_HEADERS, ERRORS, event_stream
 from orchestrator.api.schemas import (
     AskRequest,
     AskResponse,
     ErrorResponse,
+    QueuedOut,
     SearchRequest,
     SearchResponse,
+    SourcesOut,
+    TokenOut,
 )
 from orchestrator.api.sse import EventStream, StreamTimers, frame, unless_disconnected
 from orchestrator.domain import (
@@ -45,6 +49,14 @@ DEADLINE_HEADER = "x-request-deadline-ms"
 OPENAI_TIMEOUT_HEADER = "x-stainless-read-timeout"
 DEGRADED_HEADER = "X-Tidegate-Degraded"
 BANDS = {band.name.lower(): band for band in Band}
+EVENTS = {
+    "queued": QueuedOut,
+    "sources": SourcesOut,
+    "token": TokenOut,
+    "done": AskResponse,
+    "error": ErrorResponse,
+}
+"""What a streamed answer's events carry, by their names."""
 
 CHUNK_TOKENS, INSTRUCTION_TOKENS, CHARS_PER_TOKEN = 200, 200, 3
 """What a prompt is made of, on the safe side, until the engine has counted it."""
@@ -143,18 +155,23 @@ class AskRoutes:
 
     def router(self) -> APIRouter:
         """The routes."""
-        router = APIRouter(
-            route_class=JsonRoute,
-            responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}},
-        )
+        router = APIRouter(route_class=JsonRoute, responses=ERRORS)
         router.add_api_route(
-            "/ask", self.ask, methods=["POST"], response_model=AskResponse, summary="Ask a question"
+            "/ask",
+            self.ask,
+            methods=["POST"],
+            response_model=AskResponse,
+            responses={200: {"content": event_stream(named=EVENTS), "headers": DEGRADED_HEADERS}},
+            openapi_extra=DEADLINE,
+            summary="Ask a question",
         )
         router.add_api_route(
             "/search",
             self.search,
             methods=["POST"],
             response_model=SearchResponse,
+            responses={200: {"headers": DEGRADED_HEADERS}},
+            openapi_extra=DEADLINE,
             summary="Find passages without generating an answer",
         )
         return router

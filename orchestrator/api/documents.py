@@ -2,15 +2,18 @@
 
 import re
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.responses import FileResponse, JSONResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from orchestrator.access.ownership import shown_name
 from orchestrator.api.access import identity
+from orchestrator.api.openapi_document import ERRORS, FILE, RANGE, event_stream
 from orchestrator.api.schemas import (
     COLLECTION_PATTERN,
     DEFAULT_COLLECTION,
@@ -27,6 +30,7 @@ from orchestrator.errors import (
     InvalidParameter,
     InvalidRequest,
     OrchestratorError,
+    RangeNotSatisfiable,
     UnsupportedMediaType,
     leaves,
 )
@@ -34,7 +38,10 @@ from orchestrator.pipelines.library import Accepted, Library
 from orchestrator.pipelines.owned_library import OwnedLibrary
 
 MAX_PAGE = 1000
+BAD_REQUEST = 400
 MAX_FIELDS = 10
+MAX_NUMBER = 2**31 - 1
+"""Of a page or a character; SQLite takes no more than 64 bits, and no document has as many."""
 UPLOAD_SCHEMA = {
     "requestBody": {
         "required": True,
@@ -45,17 +52,52 @@ UPLOAD_SCHEMA = {
                     "required": ["file"],
                     "properties": {
                         "file": {"type": "array", "items": {"type": "string", "format": "binary"}},
-                        "collection": {"type": "string", "pattern": COLLECTION_PATTERN},
+                        "collection": {
+                            "description": "Letters, digits, '.', '_' and '-', at most 64; "
+                            f"none, or an empty one, is `{DEFAULT_COLLECTION}`.",
+                            "anyOf": [
+                                {"type": "string", "pattern": COLLECTION_PATTERN},
+                                {"const": ""},
+                            ],
+                        },
                         "replaces": {
                             "type": "string",
                             "description": "Id of the document that goes when this one is ready.",
                         },
                     },
-                }
+                },
+                "encoding": {"file": {"contentType": "application/pdf"}},
             }
         },
     }
 }
+EVENTS = {"document": DocumentOut, "error": ErrorResponse}
+"""What the events of a document carry, by their names."""
+
+
+class DocumentFile(FileResponse):
+    """A PDF, whole or by ranges; a range that cannot be served is told like every other error."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """
+        Send it.
+
+        Raises:
+            RangeNotSatisfiable: If the file has no such bytes.
+            InvalidRequest: If the ranges cannot be read.
+        """
+        refusal: OrchestratorError | None = None
+
+        async def unless_refused(message: Message) -> None:
+            nonlocal refusal
+            if message["type"] == "http.response.start" and message["status"] >= BAD_REQUEST:
+                refusal = _range_refusal(message["status"], Headers(raw=message["headers"]))
+            if refusal is None:
+                await send(message)
+
+        await super().__call__(scope, receive, unless_refused)
+        if refusal is not None:
+            raise refusal
 
 
 class DocumentRoutes:
@@ -68,15 +110,16 @@ class DocumentRoutes:
 
     def router(self) -> APIRouter:
         """The routes."""
-        router = APIRouter(
-            responses={"4XX": {"model": ErrorResponse}, "5XX": {"model": ErrorResponse}}
-        )
+        router = APIRouter(responses=ERRORS)
         router.add_api_route(
             "/upload",
             self.upload,
             methods=["POST"],
             status_code=HTTPStatus.ACCEPTED,
             response_model=UploadResponse,
+            responses={
+                200: {"model": UploadResponse, "description": "All of them are searchable."}
+            },
             openapi_extra=UPLOAD_SCHEMA,
             summary="Add PDFs",
         )
@@ -96,11 +139,24 @@ class DocumentRoutes:
             response_model=DocumentOut,
             summary="Start a failed document over",
         )
-        router.add_api_route(f"{one}/events", self.events, methods=["GET"])
+        router.add_api_route(
+            f"{one}/events",
+            self.events,
+            methods=["GET"],
+            response_class=Response,
+            responses={200: {"content": event_stream(named=EVENTS)}},
+        )
         router.add_api_route(
             f"{one}/boxes", self.boxes, methods=["GET"], response_model=BoxesResponse
         )
-        router.add_api_route(f"{one}/file", self.file, methods=["GET"])
+        router.add_api_route(
+            f"{one}/file",
+            self.file,
+            methods=["GET"],
+            response_class=Response,
+            responses=FILE,
+            openapi_extra=RANGE,
+        )
         return router
 
     async def upload(self, request: Request, *, wait: bool = False) -> Response:
@@ -110,14 +166,14 @@ class DocumentRoutes:
                 "Send the PDF as multipart/form-data in the field `file`: "
                 "curl -F file=@paper.pdf …/upload"
             )
-        async with request.form(max_files=self._max_files, max_fields=MAX_FIELDS) as form:
-            collection = _collection(form.get("collection"))
+        async with self._form(request) as form:
+            collection = _collection(_only(form, "collection"))
             files = [part for part in form.getlist("file") if isinstance(part, UploadFile)]
             if not files:
                 raise InvalidRequest(
                     "No file came in the field `file`. Send at least one PDF.", param="file"
                 )
-            replaces = _replaces(form.get("replaces"), files)
+            replaces = _replaces(_only(form, "replaces"), files)
             library = self._of(request)
             work = _accept_all(library, files, collection, replaces, wait=wait)
             entries, refusals = await unless_disconnected(request, work)
@@ -177,9 +233,9 @@ class DocumentRoutes:
         self,
         document_id: str,
         request: Request,
-        page: Annotated[int, Query(ge=1)],
-        start: Annotated[int, Query(ge=0)],
-        end: Annotated[int, Query(ge=1)],
+        page: Annotated[int, Query(ge=1, le=MAX_NUMBER, description="From 1.")],
+        start: Annotated[int, Query(ge=0, le=MAX_NUMBER, description="A passage's `char_start`.")],
+        end: Annotated[int, Query(ge=1, le=MAX_NUMBER, description="A passage's `char_end`.")],
     ) -> dict[str, Any]:
         """Tell where a passage stands on its page, for a viewer that marks it."""
         found = await self._of(request).boxes(DocumentId(document_id), page, start, end)
@@ -188,12 +244,26 @@ class DocumentRoutes:
     async def file(self, document_id: str, request: Request) -> Response:
         """Give the PDF back; ranges are honoured."""
         document, path = await self._of(request).file(DocumentId(document_id))
-        return FileResponse(
+        return DocumentFile(
             path,
             media_type="application/pdf",
             filename=document.filename,
             content_disposition_type="inline",
         )
+
+    @asynccontextmanager
+    async def _form(self, request: Request) -> AsyncIterator[FormData]:
+        """What came, until the block ends; a charset that cannot be read is the caller's mistake."""
+        try:
+            form = await request.form(max_files=self._max_files, max_fields=MAX_FIELDS)
+        except UnicodeError as exc:
+            raise InvalidRequest(
+                "The form cannot be read in the charset that its Content-Type names. Send UTF-8."
+            ) from exc
+        try:
+            yield form
+        finally:
+            await form.close()
 
     def _of(self, request: Request) -> OwnedLibrary:
         """The documents of whoever asks."""
@@ -266,6 +336,28 @@ def _failure(document: Document) -> OrchestratorError:
     kinds = {kind.code: kind for kind in leaves()}
     kind = kinds.get(document.error_code or "", DocumentError)
     return kind(document.error_message or "The document failed.")
+
+
+def _range_refusal(status: int, headers: Headers) -> OrchestratorError:
+    """What the framework has said of the ranges, in plain text, as an error of ours."""
+    if status != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        return InvalidRequest(
+            "The Range header cannot be read. `bytes=0-99` asks for the first hundred bytes.",
+            param="range",
+        )
+    size = headers.get("content-range", "").rpartition("/")[2]
+    return RangeNotSatisfiable(
+        f"The file has {size} bytes; the range is beyond them. Ask for less, or without a range.",
+        size_bytes=int(size),
+    )
+
+
+def _only(form: FormData, field: str) -> object:
+    """What a field that comes once holds; None if it did not come."""
+    found = form.getlist(field)
+    if len(found) > 1:
+        raise InvalidParameter(f"`{field}` came {len(found)} times. Send it once.", param=field)
+    return found[0] if found else None
 
 
 def _replaces(value: object, files: list[UploadFile]) -> DocumentId | None:

@@ -7,7 +7,7 @@ The one table from error class to HTTP, and the one shape that every error has o
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute, Route
 
 from orchestrator import errors
 from orchestrator.errors import OrchestratorError
@@ -42,6 +43,7 @@ STATUS: Mapping[type[OrchestratorError], tuple[int, str]] = {
     errors.MethodNotAllowed: (HTTPStatus.METHOD_NOT_ALLOWED, INVALID),
     errors.BodyTooLarge: (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, INVALID),
     errors.UnsupportedMediaType: (HTTPStatus.UNSUPPORTED_MEDIA_TYPE, INVALID),
+    errors.RangeNotSatisfiable: (HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, INVALID),
     errors.DocumentNotFound: (HTTPStatus.NOT_FOUND, INVALID),
     errors.CollectionNotFound: (HTTPStatus.NOT_FOUND, INVALID),
     errors.DocumentNotReady: (HTTPStatus.CONFLICT, INVALID),
@@ -120,6 +122,8 @@ def error_headers(error: OrchestratorError) -> dict[str, str]:
         headers["retry-after-ms"] = str(int(seconds * 1000))
     if isinstance(error, errors.InvalidApiKey):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, errors.RangeNotSatisfiable) and error.size_bytes is not None:
+        headers["Content-Range"] = f"bytes */{error.size_bytes}"
     if error.should_retry is not None:
         headers["x-should-retry"] = "true" if error.should_retry else "false"
     return headers
@@ -163,8 +167,14 @@ def http_error(exc: HTTPException) -> OrchestratorError:
     return errors.InvalidRequest(str(exc.detail))
 
 
-def install(app: FastAPI) -> None:
-    """Make every error of `app` leave in the one shape."""
+def install(app: FastAPI, *, routes: Sequence[BaseRoute] = ()) -> None:
+    """
+    Make every error of `app` leave in the one shape.
+
+    Args:
+        app: Whose errors.
+        routes: All of its routes: a 405 names the methods of those that have the same path.
+    """
 
     async def ours(request: Request, exc: Exception) -> Response:
         return _seen(request, cast("OrchestratorError", exc))
@@ -173,7 +183,11 @@ def install(app: FastAPI) -> None:
         return _seen(request, validation_error(cast("RequestValidationError", exc)))
 
     async def framework(request: Request, exc: Exception) -> Response:
-        return _seen(request, http_error(cast("HTTPException", exc)))
+        refused = cast("HTTPException", exc)
+        response = _seen(request, http_error(refused))
+        if refused.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            response.headers["Allow"] = _allowed(request.scope["path"], routes)
+        return response
 
     async def bug(request: Request, exc: Exception) -> Response:
         return _seen(request, internal_error(exc))
@@ -182,6 +196,17 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(OrchestratorError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, framework)
+
+
+def _allowed(path: str, routes: Sequence[BaseRoute]) -> str:
+    """The methods that a path takes, over all of its routes; files take two."""
+    methods = {
+        method
+        for route in routes
+        if isinstance(route, Route) and route.path_regex.match(path)
+        for method in route.methods or ()
+    }
+    return ", ".join(sorted(methods or {"GET", "HEAD"}))
 
 
 def internal_error(exc: Exception) -> OrchestratorError:

@@ -3,15 +3,22 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse, PlainTextResponse
 
 from orchestrator.api.access import identity, is_known
+from orchestrator.api.openapi_document import ERRORS
+from orchestrator.api.schemas import (
+    AliveResponse,
+    ErrorResponse,
+    Health,
+    ReadyResponse,
+    StatusExcerpt,
+    StatusResponse,
+)
 from orchestrator.telemetry.metrics import Metrics
-
-Health = Literal["ok", "degraded", "down"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +54,25 @@ class HealthRoutes:
 
     def router(self) -> APIRouter:
         """The routes."""
-        router = APIRouter()
-        router.add_api_route("/healthz", self.alive, methods=["GET"])
-        router.add_api_route("/readyz", self.ready, methods=["GET"])
-        router.add_api_route("/metrics", self.metrics, methods=["GET"])
-        router.add_api_route("/status", self.status, methods=["GET"])
+        router = APIRouter(responses=ERRORS)
+        router.add_api_route("/healthz", self.alive, methods=["GET"], response_model=AliveResponse)
+        router.add_api_route(
+            "/readyz",
+            self.ready,
+            methods=["GET"],
+            response_model=ReadyResponse,
+            responses={503: {"model": ReadyResponse | ErrorResponse, "description": "Not ready."}},
+        )
+        router.add_api_route(
+            "/metrics",
+            self.metrics,
+            methods=["GET"],
+            response_class=Response,
+            responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+        )
+        router.add_api_route(
+            "/status", self.status, methods=["GET"], response_model=StatusResponse | StatusExcerpt
+        )
         return router
 
     async def alive(self) -> dict[str, str]:
@@ -79,7 +100,8 @@ class HealthRoutes:
         """Give every series in Prometheus' text format."""
         return PlainTextResponse(self._metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def status(self, request: Request) -> dict[str, Any]:
+    async def status(self, request: Request) -> Response:
         """Show queue, engine, documents and memory at one look; less of it without an admin key."""
         asking, whole = identity(request), await self._status()
-        return whole if asking.admin else await self._excerpt(whole, asking.owner)
+        shown = whole if asking.admin else await self._excerpt(whole, asking.owner)
+        return JSONResponse(shown)

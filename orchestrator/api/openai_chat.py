@@ -20,7 +20,18 @@ from orchestrator.api.ask import (
     whole_answer,
 )
 from orchestrator.api.json_route import JsonRoute
-from orchestrator.api.schemas import ChatCompletionRequest, ChatMessage, ErrorResponse
+from orchestrator.api.openapi_document import DEADLINE, DEGRADED_HEADERS, ERRORS, event_stream
+from orchestrator.api.schemas import (
+    ChatChunkOut,
+    ChatCompletionRequest,
+    ChatCompletionResponse,
+    ChatMessage,
+    ErrorResponse,
+    LastChatChunkOut,
+    ModelOut,
+    ModelsResponse,
+    UsageChunkOut,
+)
 from orchestrator.api.sse import DONE, EventStream, StreamTimers, frame, unless_disconnected
 from orchestrator.domain import Answer, AnswerEvent, Message, Question, Queued, Sampling, Token
 from orchestrator.errors import InvalidParameter, ModelNotFound
@@ -28,6 +39,8 @@ from orchestrator.generation.engine_monitor import EngineMonitor
 from orchestrator.pipelines.query import QueryPipeline
 
 OWNER = "tidegate"
+CHUNKS = (ChatChunkOut, LastChatChunkOut, UsageChunkOut, ErrorResponse)
+"""What a streamed answer's events carry."""
 CHANGES_THE_ANSWER = {
     "audio",
     "function_call",
@@ -62,18 +75,18 @@ class OpenAIRoutes:
 
     def router(self) -> APIRouter:
         """The routes."""
-        errors: dict[int | str, dict[str, Any]] = {
-            "4XX": {"model": ErrorResponse},
-            "5XX": {"model": ErrorResponse},
-        }
-        router = APIRouter(prefix="/v1", responses=errors)
-        router.add_api_route("/models", self.models, methods=["GET"])
-        router.add_api_route("/models/{model_id:path}", self.model, methods=["GET"])
+        router = APIRouter(prefix="/v1", responses=ERRORS)
+        router.add_api_route("/models", self.models, methods=["GET"], response_model=ModelsResponse)
+        router.add_api_route(
+            "/models/{model_id:path}", self.model, methods=["GET"], response_model=ModelOut
+        )
         router.add_api_route(
             "/chat/completions",
             self.chat,
             methods=["POST"],
-            response_model=None,
+            response_model=ChatCompletionResponse,
+            responses={200: {"content": event_stream(unnamed=CHUNKS), "headers": DEGRADED_HEADERS}},
+            openapi_extra=DEADLINE,
             route_class_override=JsonRoute,
             summary="Chat over the documents of a collection",
         )

@@ -104,6 +104,8 @@ def test_a_request_id_goes_in_and_out(http, engine, handbook):
         (b'{"question": 7}', 422, "invalid_parameter"),
         (b'{"question": "x", "top_k": NaN}', 422, "invalid_parameter"),
         (b'{"question": "x", "top_k": 0}', 422, "invalid_parameter"),
+        (b'{"question": "x", "top_k": "5"}', 422, "invalid_parameter"),
+        (b'{"question": "x", "degrade": 0}', 422, "invalid_parameter"),
         (b'{"question": "x", "top_k": 1000}', 422, "invalid_parameter"),
         (b'{"question": "x", "max_tokens": 100000}', 422, "invalid_parameter"),
         (b'{"question": "x", "timeout_s": -1}', 422, "invalid_parameter"),
@@ -126,6 +128,12 @@ def test_bad_input_gets_a_clear_4xx(http, engine, handbook, body, status, code):
     assert engine.requests == []
 
 
+def test_whole_numbers_may_have_a_point(http, engine, handbook):
+    """JSON does not tell 5.0 from 5, and some clients write it so."""
+    assert ask(http, top_k=5.0, max_tokens=64.0).status_code == 200
+    assert ask(http, top_k=5.5).status_code == 422
+
+
 def test_a_megabyte_of_question_is_refused(http, engine, handbook):
     """A long question is told its limit; a body over its limit is not even read."""
     assert ask(http, question="x" * 900_000).status_code == 422
@@ -141,6 +149,34 @@ def test_wrong_routes_are_told_in_the_same_shape(http, method, path, status, cod
     """Also what the framework refuses has the one shape."""
     response = http.request(method, path)
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/ask", "POST"),
+        ("TRACE", "/documents/doc-nope", "DELETE, GET"),
+        ("PUT", "/v1/models/a/b", "GET"),
+        ("POST", "/web/js/main.js", "GET, HEAD"),
+    ],
+)
+def test_a_wrong_method_is_told_the_right_ones(http, method, path, allowed):
+    """Allow names those of every route with that path."""
+    response = http.request(method, path)
+    assert (response.status_code, response.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seed": 2**63}, {"seed": -(2**63) - 1}, {"stop": ""}, {"stop": ["a", ""]}]
+)
+def test_what_no_engine_takes_is_the_callers_mistake(http, engine, handbook, wrong):
+    """An engine refuses these itself, and that would be told as its failure."""
+    turns = [{"role": "user", "content": QUESTION}]
+    response = http.post(
+        "/v1/chat/completions", json={"model": "fake-model", "messages": turns} | wrong
+    )
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_parameter")
+    assert not engine.requests
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,11 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit(http, engine):
             "invalid_parameter",
         ),
         (
+            {"files": {"file": ("a.pdf", b"x")}, "data": {"collection": ["a", "b"]}},
+            422,
+            "invalid_parameter",
+        ),
+        (
             {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}},
             400,
             "invalid_request",
@@ -218,6 +223,43 @@ def test_a_malformed_upload_is_told_what_to_send(http, arguments, status, code):
     """Wrong form, wrong field, wrong name."""
     response = http.post("/upload", **arguments)
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+def test_a_charset_that_cannot_be_read_is_told(http):
+    """A codec that refuses every byte is the caller's mistake, not a bug of ours."""
+    response = http.post(
+        "/upload",
+        content=b'--b\r\nContent-Disposition: form-data; name="collection"\r\n\r\na\r\n--b--\r\n',
+        headers={"Content-Type": "multipart/form-data; boundary=b; charset=undefined"},
+    )
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
+
+
+def test_a_number_that_the_store_cannot_hold_is_refused(http, engine, handbook):
+    """Beyond 64 bits SQLite raises: such a page does not get as far."""
+    asked = {"page": 2**63, "start": 0, "end": 5}
+    response = http.get(f"/documents/{handbook}/boxes", params=asked)
+    assert (response.status_code, response.json()["error"]["param"]) == (422, "page")
+
+
+@pytest.mark.parametrize(
+    ("ranges", "status", "code"),
+    [
+        ("bytes=9999999-", 416, "range_not_satisfiable"),
+        ("bytes=-0", 416, "range_not_satisfiable"),
+        ("bytes=", 400, "invalid_request"),
+        ("pages=1-2", 400, "invalid_request"),
+    ],
+)
+def test_a_range_that_cannot_be_served_is_told_like_every_error(
+    http, engine, handbook, ranges, status, code
+):
+    """And with the size of the file, where the range lies beyond it."""
+    whole = http.get(f"/documents/{handbook}/file")
+    response = http.get(f"/documents/{handbook}/file", headers={"Range": ranges})
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    size = f"bytes */{len(whole.content)}" if status == 416 else None
+    assert response.headers.get("content-range") == size
 
 
 def test_unknown_documents_are_not_found(http):
