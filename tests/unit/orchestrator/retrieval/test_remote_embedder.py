@@ -140,7 +140,9 @@ async def test_documents_wait_for_questions(embedder, server):
     """While a question is with the server no new batch is sent."""
     server.may_go.clear()
     question = asyncio.create_task(embedder.embed_query("question"))
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(10):
+        while not server.asked:
+            await asyncio.sleep(0.01)
     passages = asyncio.create_task(embedder.embed_passages(["passage"]))
     await asyncio.sleep(0.1)
     assert server.asked == [["question"]]
