@@ -33,8 +33,8 @@ from tests import pdfs
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     str(path.relative_to(ROOT))
-    for pattern in ("*.md", "docs/**/*.md", "loadtest/**/*.md", "orchestrator/**/*.md")
-    for path in ROOT.glob(pattern)
+    for folder in (".", "deploy", "docs", "loadtest", "model_server", "orchestrator", "tests")
+    for path in (ROOT / folder).glob("*.md" if folder == "." else "**/*.md")
 )
 SHELL = {"sh", "bash", "shell", "console"}
 RUN = SHELL | {"python"}
@@ -285,7 +285,6 @@ def _furnish(folder: Path, data_dir: Path) -> None:
     """The files that examples speak of: a checkout as far as they need it, and papers of their own."""
     (folder / "docs" / "samples").mkdir(parents=True)
     shutil.copy(ROOT / "docs" / "samples" / "handbook.pdf", folder / "docs" / "samples")
-    (folder / "loadtest").symlink_to(ROOT / "loadtest")
     (folder / ".venv").symlink_to(Path(sys.prefix))
     (folder / ".data").symlink_to(data_dir)
     for name in (".models", ".venv-engine"):
