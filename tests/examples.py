@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,21 @@ def blocks(page: str) -> list[Block]:
             language = (token.info.split() or [""])[0]
             found.append(Block(page, token.map[0] + 1, language, token.content, section))
     return found
+
+
+def links(page: str) -> Iterator[str]:
+    """Where the page's links and pictures lead."""
+    for token in _tokens(page):
+        for child in token.children or ():
+            if child.type in {"link_open", "image"}:
+                yield str(child.attrs.get("href") or child.attrs.get("src"))
+
+
+def anchors(page: str) -> set[str]:
+    """Names of the page's headings, as a link says them."""
+    tokens = _tokens(page)
+    titles = [inline.content for head, inline in pairwise(tokens) if head.type == "heading_open"]
+    return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
 
 
 def named(page: str) -> Iterator[list[str]]:
