@@ -30,7 +30,13 @@ def test_examples_do_what_the_page_says(page, tmp_path):
     data_dir = tmp_path / "data"
     with (
         serving(FakeEngine()) as engine,
-        orchestrator(data_dir, engine.url, embedder_url=engine.url, ocr="false") as running,
+        orchestrator(
+            data_dir,
+            engine.url,
+            wait_for=("engine", "embedder"),
+            embedder_url=engine.url,
+            ocr="false",
+        ) as running,
     ):
         said = {"http://127.0.0.1:8080": running.url, "smollm2-135m-instruct": MODEL}
         terminal = Terminal(tmp_path / "home", said, data_dir=data_dir)
