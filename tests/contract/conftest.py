@@ -130,7 +130,6 @@ def stack(
         tokenizer=str(MODEL_FOLDER),
         control_url=model_server.url,
         max_concurrent_requests="36",
-        max_tokens="32",
     ) as running:
         upload(running, pdfs.handbook())
         yield running
