@@ -11,6 +11,7 @@ from orchestrator import errors
 from orchestrator.api.error_responses import STATUS
 from orchestrator.telemetry.metrics import Metrics
 from tests import pdfs
+from tests.examples import PAGES, anchors, links
 
 ROOT = Path(__file__).parents[2]
 LEAVES = errors.leaves()
@@ -44,6 +45,27 @@ def test_every_error_has_a_status_and_a_runbook_line(error):
         (ln for ln in read("docs/operations.md").splitlines() if f"`{error.code}`" in ln), ""
     )
     assert f" {status}" in line
+
+
+@pytest.mark.parametrize("first", ["Tidegate", "internal_error"])
+def test_every_runbook_line_says_what_to_do(first):
+    """No cell of a row about an alarm or an error is empty."""
+    table = next(t for t in read("docs/operations.md").split("\n\n") if f"\n| `{first}" in t)
+    for row in table.splitlines()[2:]:
+        assert all(cell.strip() for cell in row.strip("|").split(" | ")), row
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page):
+    """To a file of the checkout, and to a heading that is there; what others publish is not looked up."""
+    for link in links(page):
+        if "://" in link:
+            continue
+        file, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(str(target.resolve().relative_to(ROOT))), link
 
 
 def test_error_codes_are_unique():
