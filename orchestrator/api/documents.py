@@ -55,10 +55,8 @@ UPLOAD_SCHEMA = {
                         "collection": {
                             "description": "Letters, digits, '.', '_' and '-', at most 64; "
                             f"none, or an empty one, is `{DEFAULT_COLLECTION}`.",
-                            "anyOf": [
-                                {"type": "string", "pattern": COLLECTION_PATTERN},
-                                {"const": ""},
-                            ],
+                            "type": "string",
+                            "pattern": f"^({COLLECTION_PATTERN[1:-1]})?$",
                         },
                         "replaces": {
                             "type": "string",
