@@ -21,6 +21,7 @@ KEPT = frozenset(os.environ.get("TIDEGATE_FUZZ_KEPT", "").split())
 """Ids of the documents that are not deleted."""
 NOBODYS = "doc-000000000000000000000000"
 PATIENCE_S = 60.0
+AMBIGUOUS = 2
 DEADLINE = "X-Request-Deadline-Ms"
 MOST = {"n": 1, "top_k": 5, "max_tokens": 64, "max_completion_tokens": 64}
 """Half of what is more becomes this: it would be refused."""
@@ -56,6 +57,8 @@ def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -
         case.body["timeout_s"] = PATIENCE_S
     if isinstance(case.body, dict):
         _make_servable(case.body)
+        if case.path == "/upload":
+            _keep_wrong(case.body)
     with suppress(KeyError, TypeError, ValueError):
         if _too_short(float(case.headers[DEADLINE]), PATIENCE_S * 1000):
             case.headers[DEADLINE] = str(PATIENCE_S * 1000)
@@ -74,6 +77,14 @@ def _make_servable(body: dict[str, Any]) -> None:
         for part in last["content"] if isinstance(last["content"], list) else ():
             if isinstance(part["type"], str):
                 part.update(type="text", text=part.get("text") or "When does the gate close?")
+
+
+def _keep_wrong(form: dict[str, Any]) -> None:
+    """A list of one or none in place of a text would be sent as what is right; two are wrong."""
+    for name in ("collection", "replaces"):
+        value = form.get(name)
+        if isinstance(value, list) and len(value) < AMBIGUOUS:
+            form[name] = ["a", "b"]
 
 
 def _too_short(value: object, enough: float) -> bool:
