@@ -104,12 +104,8 @@ def installed() -> dict[str, str]:
         folders = [str(path) for path in (ROOT / environment).glob("lib/python*/site-packages")]
         for package in importlib.metadata.distributions(path=folders):
             told = package.metadata
-            values = {
-                "license_expression": told.get("License-Expression"),
-                "license": told.get("License"),
-            }
             classifiers = [str(c) for c in told.get_all("Classifier") or []]
-            licence = stated(values, classifiers)
+            licence = stated(told.json, classifiers)
             name = package_name(str(told["Name"]))
             if found.get(name, UNSTATED) == UNSTATED:
                 found[name] = headline(package) if licence == UNSTATED else licence
