@@ -17,6 +17,10 @@ from tests.fake_engine import FakeEngine, serving
 from tests.faults import QUESTION, SMALL, upload, wait_until
 from tests.running import START_S, free_port
 
+ROOT = Path(__file__).parents[2]
+OWN = "/mnt"
+"""Where the one tmpfs is that it may write to."""
+
 USER = "10001"
 """That of deploy/orchestrator.Dockerfile."""
 
@@ -41,20 +45,17 @@ def locked_above(path: Path) -> Path | None:
     return None
 
 
-def opened(interpreter: Path) -> list[str]:
-    """Commands by which everybody may run the interpreter, in this mount namespace alone."""
-    locked = locked_above(interpreter)
-    if locked is None:
-        return []
-    there, kept = shlex.quote(str(interpreter)), "/mnt/interpreter"
-    return [
-        "mount -t tmpfs tmpfs /mnt",
-        f"mkdir {kept}",
-        f"mount --bind {there} {kept}",
-        f"mount -t tmpfs -o mode=755 tmpfs {shlex.quote(str(locked))}",
-        f"mkdir -p {there}",
-        f"mount --bind {kept} {there}",
+def opened(*needed: Path) -> list[str]:
+    """Commands by which everybody may read these folders, in this mount namespace alone."""
+    kept = {path: f"{OWN}/kept-{n}" for n, path in enumerate(needed) if locked_above(path)}
+    quoted = {path: shlex.quote(str(path)) for path in kept}
+    aside = [f"mkdir {to} && mount --bind {quoted[path]} {to}" for path, to in kept.items()]
+    locked = sorted({shlex.quote(str(locked_above(path))) for path in kept})
+    covered = [f"mount -t tmpfs -o mode=755 tmpfs {folder}" for folder in locked]
+    back = [
+        f"mkdir -p {quoted[path]} && mount --bind {to} {quoted[path]}" for path, to in kept.items()
     ]
+    return [*aside, *covered, *back]
 
 
 @pytest.fixture
@@ -68,17 +69,17 @@ def confined(tmp_path):
     rights += ["--bounding-set=-all", "--inh-caps=-all"]
     script = "\n".join([
         "set -e",
-        *opened(Path(sys.base_prefix)),
-        "mount -t tmpfs -o mode=1777 tmpfs /tmp",
+        f"mount -t tmpfs -o mode=1777 tmpfs {OWN}",
+        *opened(Path(sys.base_prefix), Path(sys.prefix), ROOT),
         "mount -o remount,ro,bind / /",
         f"exec setpriv {shlex.join(rights)} {shlex.join(program)}",
     ])
     with serving(FakeEngine()) as engine, (tmp_path / "log").open("wb") as log:
         settings = {"ENGINE_URL": engine.url, "PORT": str(port)}
-        settings |= {"DATA_DIR": "/tmp/data"} | {k.upper(): v for k, v in SMALL.items()}  # noqa: S108 - a tmpfs of its own
+        settings |= {"DATA_DIR": f"{OWN}/data"} | {k.upper(): v for k, v in SMALL.items()}
         process = subprocess.Popen(
             ["unshare", "--mount", "sh", "-c", script],
-            env={**os.environ, "HOME": "/tmp"}  # noqa: S108 - as above
+            env={**os.environ, "HOME": OWN, "TMPDIR": OWN}
             | {f"ORCHESTRATOR_{name}": value for name, value in settings.items()},
             stdin=subprocess.DEVNULL,
             stdout=log,
