@@ -40,7 +40,6 @@ class StatusPicture:
         """The whole picture."""
         parts = self._parts
         dependencies = await self.dependencies()
-        model = parts.engine.monitor.state.model
         return {
             "version": VERSION,
             "uptime_s": round(time.monotonic() - self._started_s, 1),
@@ -51,10 +50,8 @@ class StatusPicture:
             "breakers": {name: breaker.state for name, breaker in parts.breakers.items()},
             "engine": {
                 "url": parts.engine.client.base_url,
-                "model": model.id if model else None,
-                "max_model_len": parts.engine.monitor.window_tokens,
+                **self._model(parts.engine),
                 "exact_token_counts": parts.counter.exact,
-                "asleep": parts.engine.monitor.state.asleep,
                 "waiting_for_wake": parts.wakening.waiting,
                 "model_server": await self._model_server(),
             },
@@ -84,17 +81,17 @@ class StatusPicture:
             },
         }
 
-    async def excerpt(self, whole: dict[str, Any], owner: str) -> dict[str, Any]:
-        """What an owner sees of the picture: their own documents, and how long they will wait."""
-        gate, engine = whole["gate"], whole["engine"]
+    async def excerpt(self, owner: str) -> dict[str, Any]:
+        """What an owner sees: their own documents, and how long they will wait."""
+        parts, gate = self._parts, self._gate()
+        dependencies = await self.dependencies()
         return {
-            "version": whole["version"],
+            "version": VERSION,
             "dependencies": {
-                name: {"status": found["status"], "detail": ""}
-                for name, found in whole["dependencies"].items()
+                name: {"status": found.status, "detail": ""} for name, found in dependencies.items()
             },
             "gate": {name: gate[name] for name in ("queued", "max_queued", "wait_target_s")},
-            "engine": {name: engine[name] for name in ("model", "max_model_len", "asleep")},
+            "engine": self._model(parts.engine),
             "documents": await self._documents(owner),
         }
 
@@ -125,6 +122,15 @@ class StatusPicture:
             "engine_metrics_stale": _metrics_missed(parts),
             "kv_cache_tokens": parts.gate.capacity.kv_tokens,
             "forecast": {"median_ratio": ratio, "n": count},
+        }
+
+    @staticmethod
+    def _model(engine: Engine) -> dict[str, Any]:
+        state = engine.monitor.state
+        return {
+            "model": state.model.id if state.model else None,
+            "max_model_len": engine.monitor.window_tokens,
+            "asleep": state.asleep,
         }
 
     def _engine(self, engine: Engine, *, spare: bool = False) -> Dependency:

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,12 +82,19 @@ def free_port() -> int:
 
 @contextmanager
 def program(
-    module: str, *, settings: dict[str, str], url: str, ready_path: str, log: Path, start_s: float
+    module: str,
+    *,
+    settings: dict[str, str],
+    url: str,
+    ready_path: str,
+    log: Path,
+    start_s: float,
+    inside: Callable[[list[str]], list[str]] = lambda command: command,
 ) -> Iterator[Program]:
-    """`python -m module serve`, from the moment it is ready until the block ends."""
+    """`python -m module serve`, perhaps `inside` of another command, from ready until the block ends."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, "serve"],
+            inside([sys.executable, "-m", module, "serve"]),
             env={**os.environ, **settings},
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -8,7 +8,6 @@ chunks that are published.
 import json
 import re
 import sqlite3
-import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy as np
 from orchestrator.domain import ChunkId, DocumentId
 from orchestrator.retrieval.arrays import Ids
 from orchestrator.retrieval.database import Database
-from orchestrator.retrieval.term_scores import Match, Sizes, TermScores
+from orchestrator.retrieval.term_scores import Match, TermScores
 
 _MAX_TERMS = 64
 _MAX_PLACES = 32
@@ -53,7 +52,6 @@ _CHUNKS_OF_DOCUMENTS = """
     SELECT chunks.id FROM chunks JOIN documents ON documents.seq = chunks.document_seq
     WHERE documents.collection = ? AND documents.id IN (SELECT value FROM json_each(?))
 """
-_SIZES = "SELECT sum(iif(collection = ?, chunks, 0)), sum(chunks) FROM documents"
 
 
 class LexicalIndex:
@@ -70,8 +68,6 @@ class LexicalIndex:
     ) -> None:
         self._database = database
         self._term_scores = TermScores(weights)
-        self._lock = threading.Lock()
-        self._known: tuple[int, dict[str, Sizes]] = (-1, {})
 
     def search(
         self,
@@ -101,9 +97,8 @@ class LexicalIndex:
             found = db.execute(_COLLECTION, (collection,)).fetchone()
             if found is None:
                 return []
-            place, generation = found["place"], found["generation"]
             alone = found["collections"] == 1
-            matches = [_match(word, place, alone=alone) for word in words]
+            matches = [_match(word, found["place"], alone=alone) for word in words]
             allowed = None
             if len(document_ids) > _MAX_PLACES:
                 allowed = _chunks_of(db, collection, document_ids)
@@ -115,26 +110,12 @@ class LexicalIndex:
             return self._term_scores.best(
                 db,
                 matches,
-                generation=generation,
+                generation=found["generation"],
                 chunks=found["chunks"],
                 k=k,
-                sizes=None if alone else self._sizes(db, collection, generation),
+                collection=collection,
                 allowed=allowed,
             )
-
-    def _sizes(self, db: sqlite3.Connection, collection: str, generation: int) -> Sizes:
-        """Counted once in each state: with very many documents it takes longer than the search."""
-        with self._lock:
-            if self._known[0] == generation and collection in self._known[1]:
-                return self._known[1][collection]
-        here, everywhere = db.execute(_SIZES, (collection,)).fetchone()
-        sizes = Sizes(here or 0, everywhere or 0)
-        with self._lock:
-            if self._known[0] < generation:
-                self._known = (generation, {})
-            if self._known[0] == generation:
-                self._known[1][collection] = sizes
-        return sizes
 
 
 def _places_of(

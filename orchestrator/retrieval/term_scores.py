@@ -41,6 +41,7 @@ MAX_COUNTED = 50_000
 _Sums: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 _COUNT = "SELECT count(*) FROM chunks_fts WHERE chunks_fts MATCH ?"
+_SIZES = "SELECT sum(iif(collection = ?, chunks, 0)), sum(chunks) FROM documents"
 _SCORES = """
     SELECT rowid, -bm25(chunks_fts, 0.0, ?, ?, ?) FROM chunks_fts WHERE chunks_fts MATCH ?
 """
@@ -102,6 +103,7 @@ class TermScores:
         self._generation = -1
         self._kept: OrderedDict[str, tuple[Ids, _Sums]] = OrderedDict()
         self._counts: dict[str, int] = {}
+        self._sizes: dict[str, Sizes] = {}
         self.held = 0
 
     def best(
@@ -112,7 +114,7 @@ class TermScores:
         generation: int,
         chunks: int,
         k: int,
-        sizes: Sizes | None = None,
+        collection: str = "",
         allowed: Ids | None = None,
     ) -> list[tuple[ChunkId, float]]:
         """
@@ -124,12 +126,12 @@ class TermScores:
             generation: A number that grows with each change of any chunk, in that state.
             chunks: How many there are at the most.
             k: At least 1.
-            sizes: For how rare a word is; without them as FTS5 has it.
+            collection: Whose words these are, where there are other collections.
             allowed: (n,) ids, the only chunks that are wanted.
         """
         if chunks * len(matches) > self._max_hits:
             matches = self._rarest(db, matches, generation)
-        parts = [self._of(db, match, generation, sizes) for match in matches]
+        parts = [self._of(db, match, generation, collection) for match in matches]
         if allowed is not None:
             parts = [_among(part, allowed) for part in parts]
         ids, places = np.unique(np.concatenate([ids for ids, _ in parts]), return_inverse=True)
@@ -162,16 +164,30 @@ class TermScores:
                 self._counts[match] = count
         return int(count)
 
+    def _sizes_of(self, db: sqlite3.Connection, collection: str, generation: int) -> Sizes:
+        """Counted once in each state: with very many documents it takes longer than the search."""
+        with self._lock:
+            self._turn_to(generation)
+            if generation == self._generation and collection in self._sizes:
+                return self._sizes[collection]
+        here, everywhere = db.execute(_SIZES, (collection,)).fetchone()
+        sizes = Sizes(here or 0, everywhere or 0)
+        with self._lock:
+            if generation == self._generation:
+                self._sizes[collection] = sizes
+        return sizes
+
     def _turn_to(self, generation: int) -> None:
         """Forget what was computed of an older state; under the lock."""
         if generation > self._generation:
             self._generation = generation
             self._kept.clear()
             self._counts.clear()
+            self._sizes.clear()
             self.held = 0
 
     def _of(
-        self, db: sqlite3.Connection, match: Match, generation: int, sizes: Sizes | None
+        self, db: sqlite3.Connection, match: Match, generation: int, collection: str
     ) -> tuple[Ids, _Sums]:
         with self._lock:
             self._turn_to(generation)
@@ -179,15 +195,16 @@ class TermScores:
                 self._kept.move_to_end(match.hits)
                 return self._kept[match.hits]
         ids, scores = self._compute(db, match.hits)
-        if sizes is not None and match.everywhere and len(ids):
-            scores *= self._correction(db, match, len(ids), generation, sizes)
+        if match.everywhere and len(ids):
+            scores *= self._correction(db, match, len(ids), generation, collection)
         self._keep(match.hits, (ids, scores), generation)
         return ids, scores
 
     def _correction(
-        self, db: sqlite3.Connection, match: Match, hits: int, generation: int, sizes: Sizes
+        self, db: sqlite3.Connection, match: Match, hits: int, generation: int, collection: str
     ) -> float:
         """From how rare a word is everywhere to how rare it is here."""
+        sizes = self._sizes_of(db, collection, generation)
         here = self._count(db, match.here, generation) if match.here else hits
         everywhere = self._count(db, match.everywhere, generation)
         return rarity(here, sizes.here) / rarity(everywhere, sizes.everywhere)

@@ -1,21 +1,18 @@
 """As a container runs it: no rights, another user, and a file system that cannot be written to."""
 
-import os
 import shlex
 import shutil
-import signal
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx2
-import psutil
 import pytest
 
 from tests.fake_engine import FakeEngine, serving
-from tests.faults import QUESTION, SMALL, upload, wait_until
-from tests.running import START_S, free_port
+from tests.faults import QUESTION, SMALL, upload
+from tests.running import START_S, free_port, program
 
 ROOT = Path(__file__).parents[2]
 OWN = "/mnt"
@@ -58,13 +55,8 @@ def opened(*needed: Path) -> list[str]:
     return [*aside, *covered, *back]
 
 
-@pytest.fixture
-def confined(tmp_path):
-    """The orchestrator's address, its process, and an engine."""
-    if reason := why_not():
-        pytest.skip(reason)
-    port = free_port()
-    program = [sys.executable, "-B", "-m", "orchestrator", "serve"]
+def confined(command: list[str]) -> list[str]:
+    """The same command as a container would run it."""
     rights = ["--reuid", USER, "--regid", USER, "--clear-groups", "--no-new-privs"]
     rights += ["--bounding-set=-all", "--inh-caps=-all"]
     script = "\n".join([
@@ -72,40 +64,37 @@ def confined(tmp_path):
         f"mount -t tmpfs -o mode=1777 tmpfs {OWN}",
         *opened(Path(sys.base_prefix), Path(sys.prefix), ROOT),
         "mount -o remount,ro,bind / /",
-        f"exec setpriv {shlex.join(rights)} {shlex.join(program)}",
+        f"exec setpriv {shlex.join(rights)} {shlex.join(command)}",
     ])
-    with serving(FakeEngine()) as engine, (tmp_path / "log").open("wb") as log:
-        settings = {"ENGINE_URL": engine.url, "PORT": str(port)}
-        settings |= {"DATA_DIR": f"{OWN}/data"} | {k.upper(): v for k, v in SMALL.items()}
-        process = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", script],
-            env={**os.environ, "HOME": OWN, "TMPDIR": OWN}
-            | {f"ORCHESTRATOR_{name}": value for name, value in settings.items()},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
-        url = f"http://127.0.0.1:{port}"
-        try:
-            assert wait_until(lambda: answers(url) or process.poll() is not None, START_S)
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            yield url, psutil.Process(process.pid)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0, (tmp_path / "log").read_text()
+    return ["unshare", "--mount", "sh", "-c", script]
 
 
-def answers(url):
-    try:
-        return httpx2.get(f"{url}/healthz", trust_env=False).is_success
-    except httpx2.HTTPError:
-        return False
+@pytest.fixture
+def running(tmp_path):
+    """The orchestrator, in front of an engine."""
+    if reason := why_not():
+        pytest.skip(reason)
+    port = free_port()
+    with serving(FakeEngine()) as engine:
+        settings = {"ENGINE_URL": engine.url, "PORT": str(port), "DATA_DIR": f"{OWN}/data"}
+        settings |= {name.upper(): value for name, value in SMALL.items()}
+        with program(
+            "orchestrator",
+            settings={f"ORCHESTRATOR_{name}": value for name, value in settings.items()}
+            | {"HOME": OWN, "TMPDIR": OWN},
+            url=f"http://127.0.0.1:{port}",
+            ready_path="/healthz",
+            log=tmp_path / "log",
+            start_s=START_S,
+            inside=confined,
+        ) as started:
+            yield started
+            assert started.stop() == 0, started.tail()
 
 
-def test_it_needs_no_rights_and_writes_nowhere_else(confined):
+def test_it_needs_no_rights_and_writes_nowhere_else(running):
     """A PDF goes in, is read in the sandbox, and is asked about."""
-    url, process = confined
-    family = [process, *process.children(recursive=True)]
+    family = running.descendants()
     assert len(family) >= 3, "the parser's processes are confined, too, and the embedder's"
     for one in family:
         told = dict(
@@ -118,7 +107,7 @@ def test_it_needs_no_rights_and_writes_nowhere_else(confined):
         mounts = Path(f"/proc/{one.pid}/mounts").read_text().splitlines()
         (root,) = [line.split()[3] for line in mounts if line.split()[1] == "/"][-1:]
         assert "ro" in root.split(",")
-    with httpx2.Client(base_url=url, timeout=60, trust_env=False) as http:
+    with httpx2.Client(base_url=running.url, timeout=60, trust_env=False) as http:
         upload(http)
         answer = http.post("/ask", json={"question": QUESTION, "degrade": False})
         assert answer.status_code == 200, answer.text

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import httpx2
@@ -58,9 +57,8 @@ class Service:
             assert wait_until(lambda: http.get("/v1/models").status_code == 200)
 
 
-@contextmanager
 def upload(http, data, name="paper.pdf", **fields):
-    yield http.post(
+    return http.post(
         "/upload",
         params={"wait": "true"},
         files={"file": (name, data, "application/pdf")},
@@ -70,9 +68,9 @@ def upload(http, data, name="paper.pdf", **fields):
 
 def added(http, data, name="paper.pdf", **fields):
     """The document that the upload became."""
-    with upload(http, data, name, **fields) as response:
-        assert response.status_code == 200, response.text
-        return response.json()["documents"][0]
+    response = upload(http, data, name, **fields)
+    assert response.status_code == 200, response.text
+    return response.json()["documents"][0]
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +160,8 @@ class TestTheDoor:
 
     def test_a_large_upload_without_a_key_hears_why(self, nobody):
         """Before it is read, and without the connection being reset under it."""
-        with upload(nobody, b"%PDF-1.4" + bytes(5_000_000)) as response:
-            assert code(response) == (401, "invalid_api_key")
+        response = upload(nobody, b"%PDF-1.4" + bytes(5_000_000))
+        assert code(response) == (401, "invalid_api_key")
 
     def test_a_revoked_key_opens_nothing(self, service):
         """Within a second or two, without a restart."""
@@ -318,8 +316,7 @@ class TestNobodyElses:
         """Nor find out that it could."""
 
         def send(http, document_id):
-            with upload(http, ORDINARY, collection="papers", replaces=document_id) as response:
-                return response
+            return upload(http, ORDINARY, collection="papers", replaces=document_id)
 
         self.answers_alike(bob, anns["id"], NEVER, send)
         assert ann.get(f"/documents/{anns['id']}").status_code == 200
@@ -406,14 +403,14 @@ class TestQuotas:
         with service.client("small") as http:
             first = added(http, pdfs.text_pdf(["One."]), collection="a")
             added(http, pdfs.text_pdf(["Two."]), collection="b")
-            with upload(http, pdfs.text_pdf(["Three."]), collection="c") as response:
-                assert code(response) == (429, "quota_exceeded")
-                assert response.headers["x-should-retry"] == "false"
-                assert "retry-after" not in response.headers
+            response = upload(http, pdfs.text_pdf(["Three."]), collection="c")
+            assert code(response) == (429, "quota_exceeded")
+            assert response.headers["x-should-retry"] == "false"
+            assert "retry-after" not in response.headers
             http.delete(f"/documents/{first['id']}")
             big = pdfs.text_pdf(["Big."]) + b"\n%" + b"x" * 200_000
-            with upload(http, big) as response:
-                assert code(response) == (429, "quota_exceeded")
+            response = upload(http, big)
+            assert code(response) == (429, "quota_exceeded")
             added(http, pdfs.text_pdf(["Three."]), collection="c")
 
 
