@@ -209,7 +209,8 @@ class _Starts:
             EngineEnvironmentError: If no process can be started.
         """
         if self._launched:
-            self.engine = self._planned(await self._device_given_back())
+            device = await self._device_given_back()
+            self.engine = await asyncio.to_thread(self._planned, device)
         self._launched = True
         return await EngineProcess.launch(
             argv=self.engine.argv,
@@ -238,7 +239,10 @@ class _Starts:
         plan = self.engine.plan
         wanted = min(plan.total_bytes + plan.sums.reserve, plan.device.free_bytes)
         give_up_s = time.monotonic() + MEMORY_BACK_S
-        while (device := _device(self._settings)).free_bytes < MEMORY_BACK_SHARE * wanted:
+        while True:
+            device = await asyncio.to_thread(_device, self._settings)
+            if device.free_bytes >= MEMORY_BACK_SHARE * wanted:
+                break
             if time.monotonic() > give_up_s:
                 _log.warning("not all memory is back %g s after the engine's end", MEMORY_BACK_S)
                 break

@@ -113,7 +113,7 @@ class EngineProcess:
         worker (0.32). Does nothing to an engine that has ended whole.
         """
         self._seen.update(self.members())
-        self._note_segments()
+        await asyncio.to_thread(self._note_segments)
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         await self._ended_or_drained(drained, within_s=max(0.1, within_s - _KILL_S))
@@ -133,7 +133,7 @@ class EngineProcess:
         Those that are there now; the main one's end is what `wait` tells. The kernel says so at once
         (pidfd); where it cannot, nothing is told.
         """
-        self._note_segments()  # who dies first takes its own list of them along
+        await asyncio.to_thread(self._note_segments)  # who dies first takes its own list along
         loop = asyncio.get_running_loop()
         ended: asyncio.Queue[str] = asyncio.Queue()
 
@@ -180,6 +180,7 @@ class EngineProcess:
         Remember the shared memory that the engine made: whoever is killed cannot remove it.
 
         Python names such segments psm_ and a random number; vLLM's processes talk through them.
+        Blocks while the kernel shows the maps of a process that allocates or ends.
         """
         for process in self.members():
             with contextlib.suppress(OSError):

@@ -326,8 +326,10 @@ class Supervisor:
         """End what is left of a life; what it held is remembered if it falls asleep."""
         asleep = self._state is State.SLEEPING
         if asleep:
-            held, free = self._memory.returnable_bytes(running.pid), self._memory.free_bytes()
-            self._free_before, self._last_unload = free, Unload(held, 0)
+            # In threads: the kernel takes seconds to count the pages of an engine that works.
+            held = await asyncio.to_thread(self._memory.returnable_bytes, running.pid)
+            self._free_before = await asyncio.to_thread(self._memory.free_bytes)
+            self._last_unload = Unload(held, 0)
         left = await running.terminate(within_s=within_s, drained=self._drained)
         self._unloads += asleep
         if left:
@@ -358,7 +360,8 @@ class Supervisor:
         wanted = math.inf if held is None else _MEMORY_BACK_SHARE * held
         freed = 0
         while freed < wanted and self._clock() < give_up_at:
-            freed = max(freed, self._memory.free_bytes() - self._free_before)
+            free = await asyncio.to_thread(self._memory.free_bytes)
+            freed = max(freed, free - self._free_before)
             self._last_unload = Unload(held, freed)
             await asyncio.sleep(_MEMORY_LOOK_S)
         _log.info(

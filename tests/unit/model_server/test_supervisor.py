@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import threading
 from contextlib import suppress
 
 import pytest
@@ -603,6 +604,29 @@ async def test_waking_while_it_falls_asleep_is_not_lost():
     stage.hear("drained")
     await stage.until(lambda: len(stage.engines) == 2)
     await stage.state(State.READY)
+    stage.supervisor.request_stop()
+    await run
+
+
+async def test_others_are_served_while_the_kernel_counts_what_an_engine_holds(monkeypatch):
+    """Under load that takes seconds, in which questions ask whether to wait for the engine."""
+    asked, told = threading.Event(), threading.Event()
+
+    def slow(*_):
+        asked.set()
+        assert told.wait(5), "the loop stood still meanwhile"
+        return 100
+
+    monkeypatch.setattr(FakeMemory, "returnable_bytes", slow)
+    stage = Stage()
+    run = asyncio.create_task(stage.supervisor.run())
+    await stage.state(State.READY)
+    stage.supervisor.request_sleep()
+    await stage.until(asked.is_set)
+    assert stage.supervisor.status().state is State.SLEEPING
+    told.set()
+    await stage.until(lambda: stage.supervisor.status().phase.startswith("asleep"))
+    assert stage.supervisor.status().last_unload.engine_bytes == 100
     stage.supervisor.request_stop()
     await run
 
