@@ -141,6 +141,9 @@ class AdmissionLedger:
             self._left_queue(ticket, now_s)
         elif ticket in self._live:
             del self._live[ticket]
+            if not (ticket.asked or ticket.prefilled):
+                # Nothing to search, or nothing found: its work is done, and the engine was not slow.
+                self._drain.done(ticket.demand.work_tokens, now_s)
             self._settle(ticket, now_s)
         else:
             return
@@ -170,6 +173,7 @@ class AdmissionLedger:
         """Whether the reservation is still held with the prompt's exact length; else it waits."""
         self._places = None
         grown = prompt_tokens > ticket.demand.prompt_tokens
+        ticket.asked = True
         self._charge(ticket, -1)
         ticket.demand = replace(ticket.demand, prompt_tokens=prompt_tokens)
         del self._live[ticket]

@@ -19,12 +19,14 @@ class Ticket:
         produced: Tokens of the answer so far.
         waiting: How the queue's order sees it.
         displaced: Whether its place in the queue went to somebody who goes first.
+        asked: Whether the engine was asked, or is about to be.
         finished: Set by whoever saw the answer's end, so that its length is learnt.
     """
 
     __slots__ = (
         "_woken",
         "arrived_s",
+        "asked",
         "caller",
         "deadline_s",
         "demand",
@@ -53,6 +55,7 @@ class Ticket:
         self.sent_s = 0.0
         self.waited_s = 0.0
         self.produced = 0
+        self.asked = False
         self.prefilled = False
         self.displaced = False
         self.finished = False

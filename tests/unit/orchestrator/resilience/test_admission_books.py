@@ -337,6 +337,21 @@ def test_time_without_a_queue_does_not_slow_the_engine():
     assert bench.gate.state().drain_tokens_per_s == before
 
 
+def test_questions_that_find_nothing_do_not_make_the_engine_slow():
+    """A crowd that asks for what is not there holds places, and leaves without asking the engine."""
+    bench = Bench()
+    bench.warm()
+    before = bench.gate.state().drain_tokens_per_s
+    first, second = bench.enter(), bench.enter()
+    for _ in range(50):
+        bench.now_s += 0.2
+        bench.gate.leave(first)
+        first, second = second, bench.enter()
+    assert bench.gate.state().drain_tokens_per_s >= before
+    bench.gate.leave(first)
+    bench.gate.leave(second)
+
+
 def test_a_promise_is_not_judged_by_a_later_crowd():
     """Once the queue is empty, what was told to the refused cannot be held against us."""
     bench = Bench()
