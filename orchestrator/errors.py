@@ -6,7 +6,7 @@ The one error tree of the orchestrator.
     │                      RouteNotFound · MethodNotAllowed · BodyTooLarge · UnsupportedMediaType ·
     │                      DocumentNotFound · CollectionNotFound · DocumentNotReady · ClientClosed ·
     │                      InvalidApiKey · AdminKeyNeeded · ForeignOrigin · RateLimited · QuotaExceeded ·
-    │                      RangeNotSatisfiable
+    │                      RangeNotSatisfiable · UploadNotFound · VectorStoreNotFound · FileBatchNotFound
     ├─ DocumentError       NotAPdf · EmptyFile · DamagedDocument · EncryptedDocument · NoTextInDocument ·
     │                      NoPages · TooManyPages · DocumentTooLarge · ParserTimeout · ParserOutOfMemory ·
     │                      IngestionInterrupted
@@ -137,6 +137,24 @@ class CollectionNotFound(RequestError):
     """No document was ever added to this collection."""
 
     code = "collection_not_found"
+
+
+class UploadNotFound(RequestError):
+    """No uploaded file has this id, or none in this vector store."""
+
+    code = "file_not_found"
+
+
+class VectorStoreNotFound(RequestError):
+    """No vector store has this id."""
+
+    code = "vector_store_not_found"
+
+
+class FileBatchNotFound(RequestError):
+    """No batch of files of this vector store has this id."""
+
+    code = "file_batch_not_found"
 
 
 class DocumentNotReady(RequestError):

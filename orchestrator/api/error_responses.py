@@ -46,6 +46,9 @@ STATUS: Mapping[type[OrchestratorError], tuple[int, str]] = {
     errors.RangeNotSatisfiable: (HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, INVALID),
     errors.DocumentNotFound: (HTTPStatus.NOT_FOUND, INVALID),
     errors.CollectionNotFound: (HTTPStatus.NOT_FOUND, INVALID),
+    errors.UploadNotFound: (HTTPStatus.NOT_FOUND, INVALID),
+    errors.VectorStoreNotFound: (HTTPStatus.NOT_FOUND, INVALID),
+    errors.FileBatchNotFound: (HTTPStatus.NOT_FOUND, INVALID),
     errors.DocumentNotReady: (HTTPStatus.CONFLICT, INVALID),
     errors.ClientClosed: (CLIENT_CLOSED_REQUEST, INVALID),
     errors.InvalidApiKey: (HTTPStatus.UNAUTHORIZED, AUTHENTICATION),
@@ -109,15 +112,20 @@ def error_body(error: OrchestratorError) -> dict[str, Any]:
     }
 
 
-def error_headers(error: OrchestratorError) -> dict[str, str]:
-    """When to come back, in seconds and in milliseconds, and whether a client should by itself."""
-    headers = {}
+def error_retry_after_s(error: OrchestratorError) -> float | None:
+    """When to come back, in seconds; None if that is not known, or would be in vain."""
     known_s = error.retry_after_s
     in_vain = error.should_retry is False and known_s is None
     if known_s is None and not in_vain and STATUS[type(error)][0] in COME_BACK_LATER:
         known_s = DEFAULT_RETRY_AFTER_S
-    if known_s is not None:
-        seconds = min(max(known_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
+    return None if known_s is None else min(max(known_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
+
+
+def error_headers(error: OrchestratorError) -> dict[str, str]:
+    """When to come back, in seconds and in milliseconds, and whether a client should by itself."""
+    headers = {}
+    seconds = error_retry_after_s(error)
+    if seconds is not None:
         headers["Retry-After"] = str(math.ceil(seconds))
         headers["retry-after-ms"] = str(int(seconds * 1000))
     if isinstance(error, errors.InvalidApiKey):
@@ -133,27 +141,43 @@ def error_response(error: OrchestratorError, *, path: str = "") -> Response:
     """
     The error as a response.
 
-    A wrong parameter is 422 on our own routes and 400 below /v1, as OpenAI has it.
+    A wrong parameter, and a PDF that cannot be used, are 400 below /v1, as OpenAI has it; on our own
+    routes they are told apart.
     """
     status = STATUS[type(error)][0]
-    if isinstance(error, errors.InvalidParameter) and path.startswith(OPENAI_PREFIX):
+    wrong = isinstance(error, errors.InvalidParameter | errors.DocumentError)
+    if wrong and path.startswith(OPENAI_PREFIX):
         status = HTTPStatus.BAD_REQUEST
     return JSONResponse(error_body(error), status, error_headers(error))
 
 
 def validation_error(exc: RequestValidationError) -> OrchestratorError:
     """The first thing that is wrong with a request, in one sentence."""
-    first = exc.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in {"body", "query", "path"}]
+    found = exc.errors()
+    first = found[0]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "it cannot be parsed")
         return errors.InvalidRequest(f"The body is not JSON: {reason}.")
-    field = ".".join(place)
+    field = _field(first)
     if not field:
         return errors.InvalidRequest(NO_JSON)
-    more = len(exc.errors()) - 1
+    # Of a field that may be of several kinds, each kind says why it is not that one: what is wrong
+    # with the right kind tells more.
+    of_it = [error for error in found if _field(error).startswith(field)]
+    told = next((error for error in of_it if not error["type"].endswith("_type")), first)
+    field = _field(told)
+    more = len({_field(error) for error in found} - {_field(error) for error in of_it})
     also = f" ({more} more field{'s' if more > 1 else ''} wrong)" if more else ""
-    return errors.InvalidParameter(f"{field}: {first['msg']}{also}.", param=field)
+    return errors.InvalidParameter(f"{field}: {told['msg']}{also}.", param=field)
+
+
+def _field(error: Mapping[str, Any]) -> str:
+    """Where it is, as the caller wrote it: without the names of kinds that a field may be of."""
+    places = [str(part) for part in error["loc"] if part not in {"body", "query", "path"}]
+    return ".".join(place for place in places if place not in _KINDS and "[" not in place)
+
+
+_KINDS = {"str", "int", "float", "bool", "constrained-str"}
 
 
 def http_error(exc: HTTPException) -> OrchestratorError:

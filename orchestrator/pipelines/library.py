@@ -27,11 +27,11 @@ from orchestrator.errors import (
     IngestionQueueFull,
     Internal,
     InvalidParameter,
-    QuotaExceeded,
     leaves,
 )
 from orchestrator.pipelines.document_files import DocumentFiles, Received
 from orchestrator.pipelines.ingestion import IngestionPipeline
+from orchestrator.pipelines.owner_limits import require_within
 from orchestrator.retrieval.collection_indexes import CollectionIndexes
 from orchestrator.retrieval.document_store import DocumentStore
 from orchestrator.retrieval.holdings import Holdings
@@ -143,7 +143,7 @@ class Library:
             await self._require_in(collection, replaces)
         received = await self._threads.run(self._files.receive, source)
         try:
-            document_id = _document_id(collection, received.sha256)
+            document_id = document_id_of(collection, received.sha256)
             async with self._alone(document_id):
                 known = await self._threads.run(self._store.get, document_id)
                 if known is not None:
@@ -310,6 +310,10 @@ class Library:
         path = self._files.path(document_id)
         return await self._sandbox.boxes(path, page, text[start:end], near=start / len(text))
 
+    async def page_texts(self, document_id: DocumentId) -> list[str]:
+        """The text of each page of a READY document."""
+        return await self._threads.run(self._store.page_texts, document_id)
+
     def file(self, document_id: DocumentId) -> Path:
         """Where the PDF of a document is."""
         return self._files.path(document_id)
@@ -351,25 +355,13 @@ class Library:
             )
 
     def _require_quota(self, new: Document, limits: KeyLimits) -> None:
-        if limits.documents is None and limits.size_bytes is None:
-            return
-        documents, size_bytes = self._holdings.usage(owner_of(new.collection))
-        if new.replaces is not None:
-            documents -= 1
-        over = None
-        if limits.documents is not None and documents >= limits.documents:
-            over = f"{documents} documents are yours, of {limits.documents} that may be"
-        elif limits.size_bytes is not None and size_bytes + new.size_bytes > limits.size_bytes:
-            over = (
-                f"Your PDFs take {size_bytes} bytes, and with this one they would take more than "
-                f"the {limits.size_bytes} that they may"
-            )
-        if over is not None:
-            raise QuotaExceeded(
-                f"{over}. Delete some (DELETE /documents/{{id}}), or ask whoever runs this service "
-                "for more.",
-                should_retry=False,
-            )
+        require_within(
+            limits,
+            self._holdings,
+            owner_of(new.collection),
+            documents=0 if new.replaces is not None else 1,
+            size_bytes=new.size_bytes,
+        )
 
     async def _again(self, known: Document, replaces: DocumentId | None) -> Document:
         """The same bytes came once more: a document that failed for want of means gets its chance."""
@@ -451,7 +443,7 @@ def _not_ready(document: Document) -> DocumentNotReady:
     )
 
 
-def _document_id(collection: str, sha256: str) -> DocumentId:
+def document_id_of(collection: str, sha256: str) -> DocumentId:
     """The same bytes in the same collection have the same id; it tells nothing of other ones."""
     digest = hashlib.sha256(f"{collection}\0{sha256}".encode()).hexdigest()
     return DocumentId(f"doc-{digest[:24]}")

@@ -124,7 +124,82 @@ CREATE TABLE staged_chunks (
 );
 """
 
-_SCHEMAS = (_SCHEMA_1, _SCHEMA_2)
+_SCHEMA_3 = """
+-- Files as OpenAI's clients upload them, the stores that they put them into, and what is in which.
+-- What is `leaving` is to go: whoever asks does not see it any more.
+CREATE TABLE uploads (
+    seq         INTEGER PRIMARY KEY AUTOINCREMENT,
+    id          TEXT NOT NULL UNIQUE,
+    owner       TEXT NOT NULL,
+    filename    TEXT NOT NULL,
+    purpose     TEXT NOT NULL,
+    sha256      TEXT NOT NULL,
+    size_bytes  INTEGER NOT NULL,
+    created_at  REAL NOT NULL,
+    leaving     INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX uploads_by_owner ON uploads (owner);
+
+CREATE TABLE vector_stores (
+    seq             INTEGER PRIMARY KEY AUTOINCREMENT,
+    id              TEXT NOT NULL UNIQUE,
+    owner           TEXT NOT NULL,
+    name            TEXT NOT NULL,
+    metadata        TEXT NOT NULL,
+    created_at      REAL NOT NULL,
+    last_active_at  REAL NOT NULL,
+    leaving         INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX vector_stores_by_owner ON vector_stores (owner);
+
+CREATE TABLE file_batches (
+    id          TEXT PRIMARY KEY,
+    store_seq   INTEGER NOT NULL REFERENCES vector_stores (seq),
+    created_at  REAL NOT NULL,
+    cancelled   INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE INDEX file_batches_by_store ON file_batches (store_seq);
+
+-- `state` is waiting, attached, failed, cancelled or leaving; how far an attached one is, its document
+-- says, whose id is known from the start: it is made of the collection and the bytes.
+CREATE TABLE store_files (
+    seq            INTEGER PRIMARY KEY AUTOINCREMENT,
+    store_seq      INTEGER NOT NULL REFERENCES vector_stores (seq),
+    upload_seq     INTEGER NOT NULL REFERENCES uploads (seq),
+    document_id    TEXT NOT NULL,
+    attributes     TEXT NOT NULL,
+    created_at     REAL NOT NULL,
+    batch_id       TEXT,
+    state          TEXT NOT NULL DEFAULT 'waiting',
+    error_code     TEXT,
+    error_message  TEXT,
+    UNIQUE (store_seq, upload_seq)
+);
+CREATE INDEX store_files_by_upload ON store_files (upload_seq);
+CREATE INDEX store_files_by_document ON store_files (document_id);
+CREATE INDEX store_files_by_batch ON store_files (batch_id) WHERE batch_id IS NOT NULL;
+CREATE INDEX store_files_waiting ON store_files (seq) WHERE state = 'waiting';
+
+CREATE VIEW store_members AS
+    SELECT m.seq, s.id AS store_id, u.id AS file_id, u.filename, u.size_bytes, m.document_id,
+        m.attributes, m.created_at, m.batch_id,
+        CASE
+            WHEN m.state = 'waiting' THEN 'in_progress'
+            WHEN m.state <> 'attached' THEN m.state
+            WHEN d.status = 'ready' THEN 'completed'
+            WHEN d.status IS NULL OR d.status = 'failed' THEN 'failed'
+            ELSE 'in_progress'
+        END AS status,
+        coalesce(m.error_code, d.error_code) AS error_code,
+        coalesce(m.error_message, d.error_message) AS error_message
+    FROM store_files AS m
+    JOIN vector_stores AS s ON s.seq = m.store_seq
+    JOIN uploads AS u ON u.seq = m.upload_seq
+    LEFT JOIN documents AS d ON d.id = m.document_id
+    WHERE m.state <> 'leaving' AND NOT s.leaving AND NOT u.leaving;
+"""
+
+_SCHEMAS = (_SCHEMA_1, _SCHEMA_2, _SCHEMA_3)
 """What each version adds to the one before; a new file goes through all of them."""
 
 SCHEMA_VERSION = len(_SCHEMAS)

@@ -272,6 +272,16 @@ class DocumentStore:
             ).fetchone()
         return None if row is None else str(row["text"])
 
+    def page_texts(self, document_id: DocumentId) -> list[str]:
+        """The text of each page of a READY document, in order; none if there is no such document."""
+        with self.database.read() as db:
+            rows = db.execute(
+                "SELECT text FROM pages JOIN documents ON documents.seq = pages.document_seq"
+                " WHERE documents.id = ? AND status = ? ORDER BY number",
+                (document_id, DocumentStatus.READY),
+            ).fetchall()
+        return [row["text"] for row in rows]
+
     def embeddings(
         self, collection: str, *, after: int = 0, limit: int = -1
     ) -> tuple[Ids, Embeddings]:

@@ -1,4 +1,4 @@
-"""What an owner holds: counted over all of their collections."""
+"""What an owner holds: counted over all of their collections, and the files for vector stores."""
 
 from typing import Any
 
@@ -6,6 +6,14 @@ from orchestrator.access.ownership import prefix
 from orchestrator.domain import DocumentStatus, StoreCounts
 from orchestrator.retrieval.database import Database
 from orchestrator.retrieval.rows import OWNED
+
+_FOR_STORES = """
+    SELECT coalesce(sum(waiting), 0), coalesce(sum((1 + waiting) * size_bytes), 0) FROM (
+        SELECT size_bytes, (SELECT count(*) FROM store_files
+            WHERE upload_seq = uploads.seq AND state = 'waiting') AS waiting
+        FROM uploads WHERE owner = ?
+    )
+"""
 
 
 class Holdings:
@@ -15,11 +23,18 @@ class Holdings:
         self._database = database
 
     def usage(self, owner: str) -> tuple[int, int]:
-        """(documents, bytes of their files) of an owner."""
+        """
+        (documents, bytes of files) of an owner.
+
+        A file that waits to be taken into a vector store counts as the document that it will be; the
+        bytes of uploaded files count beside those of the documents made of them, as on the disk.
+        """
         [(documents, size_bytes)] = self._sums(
             "SELECT count(*), coalesce(sum(size_bytes), 0) FROM documents WHERE", owner
         )
-        return documents, size_bytes
+        with self._database.read() as db:
+            waiting, more_bytes = db.execute(_FOR_STORES, (owner,)).fetchone()
+        return documents + waiting, size_bytes + more_bytes
 
     def counts(self, owner: str) -> StoreCounts:
         """How far the documents of an owner are."""

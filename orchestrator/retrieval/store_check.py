@@ -51,6 +51,7 @@ class StoreCheck:
 
     def __init__(self, *, folder: Path, database: Database, dimension: int | None = None) -> None:
         self._files = folder / "files"
+        self._uploads = folder / "uploads" / "files"
         self._indexes = folder / "indexes"
         self._database = database
         self._dimension = dimension
@@ -66,8 +67,10 @@ class StoreCheck:
             yield from _structure(db)
             yield from _documents(db)
             yield from _vectors(db, self._dimension)
-            rows = db.execute("SELECT id, filename, sha256, status FROM documents").fetchall()
-        yield from self._stored_files(rows)
+            documents = db.execute("SELECT id, filename, sha256 FROM documents").fetchall()
+            uploads = db.execute("SELECT id, filename, sha256 FROM uploads").fetchall()
+        yield from _stored_files(self._files, documents, "document")
+        yield from _stored_files(self._uploads, uploads, "uploaded file")
         yield from self._snapshots()
 
     def repair(self, findings: Iterable[Finding]) -> list[Finding]:
@@ -105,25 +108,27 @@ class StoreCheck:
             begin_job(db, seq)
             next_generation(db, collection)
 
-    def _stored_files(self, rows: list[sqlite3.Row]) -> Iterator[Finding]:
-        known = set()
-        for row in rows:
-            path = self._files / f"{row['id']}.pdf"
-            known.add(path.name)
-            if not path.exists():
-                what = f"{row['filename']} ({row['id']}): its PDF is missing; upload it again."
-                yield Finding(what, None)
-            elif _sha256(path) != row["sha256"]:
-                what = f"{row['filename']} ({row['id']}): its PDF is not what was uploaded."
-                yield Finding(what + " Delete the document and upload it again.", None)
-        for path in sorted(self._files.glob("*.pdf")) if self._files.exists() else ():
-            if path.name not in known:
-                yield Finding(f"{path.name} belongs to no document.", "removed at the next start")
-
     def _snapshots(self) -> Iterator[Finding]:
         for base in index_snapshots.torn(self._indexes):
             what = f"the snapshot {base.name} of a vector index is torn or damaged."
             yield Finding(what, "the index is built anew from the store")
+
+
+def _stored_files(folder: Path, rows: list[sqlite3.Row], kind: str) -> Iterator[Finding]:
+    """Rows without their PDF, or with another one, and PDFs without a row."""
+    known = set()
+    for row in rows:
+        path = folder / f"{row['id']}.pdf"
+        known.add(path.name)
+        if not path.exists():
+            what = f"{row['filename']} ({row['id']}): its PDF is missing; upload it again."
+            yield Finding(what, None)
+        elif _sha256(path) != row["sha256"]:
+            what = f"{row['filename']} ({row['id']}): its PDF is not what was uploaded."
+            yield Finding(f"{what} Delete the {kind} and upload it again.", None)
+    for path in sorted(folder.glob("*.pdf")) if folder.exists() else ():
+        if path.name not in known:
+            yield Finding(f"{path.name} belongs to no {kind}.", "removed at the next start")
 
 
 def _structure(db: sqlite3.Connection) -> Iterator[Finding]:
