@@ -184,6 +184,7 @@ class Question:
         history: Earlier turns, oldest first.
         degrade: Whether a lesser answer may be given under load.
         route: The door it came through; answer lengths are learnt for each.
+        traceparent: W3C's name of the trace that it is a part of, if the caller sent one.
     """
 
     text: str
@@ -196,6 +197,7 @@ class Question:
     caller: Caller = Caller()
     degrade: bool = True
     route: str = "ask"
+    traceparent: str | None = None
 
 
 DegradationLevel: TypeAlias = Literal["L1", "L2", "L3"]

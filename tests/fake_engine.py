@@ -37,7 +37,7 @@ class Script:
         first_token_s: Pause before the first token.
         token_s: Pause between tokens.
         ending: "done", or how the stream breaks: "cut", "error", "abort", "garbage", "no_reason",
-            "hang".
+            "length", "hang".
     """
 
     tokens: list[str] = field(default_factory=lambda: ["The gate", " closes [1]", "."])
@@ -55,6 +55,7 @@ class FakeEngine:
         self.running = 0
         self.peak = 0
         self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         self.client_ports: list[int] = []
         self.url = ""
         self.metrics_text = ""
@@ -68,6 +69,7 @@ class FakeEngine:
         """Behave like this from now on."""
         self.script = Script(**script)
         self.requests.clear()
+        self.headers.clear()
         self.peak = 0
 
     async def models(self) -> dict[str, Any]:
@@ -83,6 +85,7 @@ class FakeEngine:
 
     async def chat(self, request: Request) -> Response:
         self.requests.append(await request.json())
+        self.headers.append(dict(request.headers))
         self.client_ports.append(request.client.port if request.client else 0)
         if self.script.statuses:
             status, body, headers = self.script.statuses.pop(0)
@@ -111,7 +114,9 @@ class FakeEngine:
             yield "data: {not json\n\n"
         if script.ending == "error":
             yield _data({"error": {"message": "EngineCore died", "code": 500}})
-        reason = {"abort": "abort", "no_reason": None}.get(script.ending, "stop")
+        reason = {"abort": "abort", "no_reason": None, "length": "length"}.get(
+            script.ending, "stop"
+        )
         yield _chunk({}, reason)
         tokens = len(script.tokens)
         yield _data({"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": tokens}})

@@ -56,6 +56,11 @@ class MarkFilter:
         return ""
 
 
+def marks(text: str) -> list[tuple[int, int]]:
+    """Each mark of a text: (its number, where it begins)."""
+    return [(int(match.group(1)), match.start()) for match in _MARK.finditer(text)]
+
+
 def missing_mark(answer: str, passages: Sequence[Passage]) -> str:
     """
     The mark to append to an answer that carries none, or "".

@@ -245,7 +245,9 @@ class EngineClient:
         with self._counted(call):
             try:
                 async with self._patience(self._timeouts.first_token_s, deadline):
-                    response = await self._wire.post(_COMPLETIONS, body.encode())
+                    response = await self._wire.post(
+                        _COMPLETIONS, body.encode(), traceparent=request.traceparent
+                    )
                     await self._require_stream(response)
             except BaseException as exc:
                 if response is not None:

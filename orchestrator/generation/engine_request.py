@@ -37,12 +37,19 @@ class EngineModel:
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One completion to ask for. `max_tokens` is always sent: vLLM's default is the whole window."""
+    """
+    One completion to ask for.
+
+    Attributes:
+        max_tokens: Always sent: vLLM's default is the whole window.
+        traceparent: W3C's name of the trace that it is a part of, if there is one.
+    """
 
     model: str
     messages: Sequence[Message]
     max_tokens: int
     sampling: Sampling = Sampling()
+    traceparent: str | None = None
 
     def body(self) -> dict[str, Any]:
         """The JSON that goes out."""

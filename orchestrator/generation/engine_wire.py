@@ -100,9 +100,14 @@ class EngineWire:
         open_ones = (*self._busy, *self._ending, *(c for c, _ in self._idle))
         return sum(not connection.lost for connection in open_ones)
 
-    async def post(self, path: str, body: bytes) -> Response:
+    async def post(self, path: str, body: bytes, *, traceparent: str | None = None) -> Response:
         """
         The response to a JSON body, once its head has come; cancelling aborts the request.
+
+        Args:
+            path: Below the base URL.
+            body: The JSON.
+            traceparent: W3C's name of the trace that it is a part of, if there is one.
 
         Raises:
             WireError: If there is no connection, or it breaks before that.
@@ -112,7 +117,10 @@ class EngineWire:
         head = b"POST %s HTTP/1.1\r\n%s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
         try:
             target = f"{self._prefix}{path}".encode()
-            await connection.send(head % (target, self._head, len(body)) + body)
+            fixed = self._head
+            if traceparent is not None:
+                fixed += b"\r\ntraceparent: " + traceparent.encode("latin-1")
+            await connection.send(head % (target, fixed, len(body)) + body)
         except BaseException:
             self.release(connection)
             raise

@@ -13,13 +13,20 @@ from orchestrator.domain import (
     Usage,
 )
 from orchestrator.generation.citations import MarkFilter, missing_mark, number
+from orchestrator.telemetry.tracing import NOTHING, Phase
 
 
 @dataclass(slots=True)
 class Stopwatch:
-    """When each phase of one request ended, on the monotonic clock."""
+    """
+    When each phase of one request ended, on the monotonic clock.
+
+    Attributes:
+        trace: Where the phases are told, too.
+    """
 
     clock: Callable[[], float]
+    trace: Phase = NOTHING
     started_s: float = 0.0
     queue_ms: float = 0.0
     retrieve_ms: float = 0.0

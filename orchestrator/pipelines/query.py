@@ -12,6 +12,7 @@ from orchestrator.domain import (
     Passage,
     Question,
     Sources,
+    Timings,
     Token,
     Usage,
 )
@@ -46,6 +47,7 @@ from orchestrator.resilience.admission import AdmissionGate, Bulkhead
 from orchestrator.resilience.admission_ticket import Ticket
 from orchestrator.resilience.deadline import Deadline
 from orchestrator.retrieval.retriever import Retrieved, Retriever
+from orchestrator.telemetry.tracing import NO_TRACER, Attribute, Phase, Tracer
 
 BUSY_RETRY_AFTER_S = 1.0
 MAX_WAKES = 3
@@ -63,6 +65,7 @@ class QueryPipeline:
         fallback_places: Requests that may be with the fallback engines at once.
         passages_places: Requests that may be answered by passages alone at once.
         on_answer: Called with each whole answer.
+        tracer: Follows questions, if somebody wants to see their ways.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class QueryPipeline:
         passages_places: Bulkhead | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_answer: Callable[[Answer], None] = lambda _: None,
+        tracer: Tracer = NO_TRACER,
     ) -> None:
         self._gate = gate
         self._library = library
@@ -92,6 +96,7 @@ class QueryPipeline:
         self._lengths = PromptLengths()
         self._clock = clock
         self._on_answer = on_answer
+        self._tracer = tracer
 
     async def search(
         self, question: Question, deadline: Deadline
@@ -102,7 +107,8 @@ class QueryPipeline:
         Raises:
             OrchestratorError: The kind tells what went wrong, and where.
         """
-        found = await self._retrieve(question, deadline)
+        with self._tracer.begin("search", traceparent=question.traceparent) as trace:
+            found = await self._retrieve(question, deadline, trace)
         return joined(found.passages), lesser_search(found)
 
     async def answer(
@@ -118,31 +124,35 @@ class QueryPipeline:
         Raises:
             OrchestratorError: The kind tells what went wrong, and where.
         """
-        watch = Stopwatch(self._clock)
-        shown, wakes = False, 0
-        while True:
-            unloads = self._wakening.unloads
-            try:
-                async with aclosing(self._through_the_gate(question, deadline, watch)) as events:
-                    async for event in events:
-                        shown = shown or isinstance(event, Sources | Token | Answer)
-                        yield self._noted(event)
-                return
-            except ELSEWHERE as exc:
-                if shown:
-                    raise
-                # It may have been ended for idleness while this question was on its way to it.
-                if wakes < MAX_WAKES and await self._lost_to_sleep(exc, unloads):
-                    wakes += 1
-                    continue
-                if not question.degrade:
-                    raise
-                cause: OrchestratorError = exc
-                break
-        deadline.check()
-        async with aclosing(self._without_the_engine(question, deadline, watch, cause)) as events:
-            async for event in events:
-                yield self._noted(event)
+        with self._tracer.begin(question.route, traceparent=question.traceparent) as trace:
+            watch = Stopwatch(self._clock, trace)
+            shown, wakes = False, 0
+            while True:
+                unloads = self._wakening.unloads
+                try:
+                    async with aclosing(
+                        self._through_the_gate(question, deadline, watch)
+                    ) as events:
+                        async for event in events:
+                            shown = shown or isinstance(event, Sources | Token | Answer)
+                            yield self._noted(event, trace)
+                    return
+                except ELSEWHERE as exc:
+                    if shown:
+                        raise
+                    # It may have been ended for idleness while this question was on its way to it.
+                    if wakes < MAX_WAKES and await self._lost_to_sleep(exc, unloads):
+                        wakes += 1
+                        continue
+                    if not question.degrade:
+                        raise
+                    cause: OrchestratorError = exc
+                    break
+            deadline.check()
+            lesser = self._without_the_engine(question, deadline, watch, cause)
+            async with aclosing(lesser) as events:
+                async for event in events:
+                    yield self._noted(event, trace)
 
     async def _lost_to_sleep(self, exc: OrchestratorError, unloads: int) -> bool:
         """Whether a question failed only because the engine was put to sleep meanwhile."""
@@ -170,10 +180,13 @@ class QueryPipeline:
         )
         caller, route = question.caller, question.route
         async with self._gate.hold(demand, deadline, caller, route=route) as ticket:
-            if not ticket.granted:  # nobody should wait in order to be told that nothing is there
-                await self._library.require_searchable(question.collection, question.document_ids)
-            async for notice in self._gate.wait(ticket, deadline):
-                yield notice
+            with watch.trace.phase("gate"):
+                if not ticket.granted:  # nobody should wait to be told that nothing is there
+                    await self._library.require_searchable(
+                        question.collection, question.document_ids
+                    )
+                async for notice in self._gate.wait(ticket, deadline):
+                    yield notice
             watch.queue_ms = ticket.waited_s * 1000
             found = await self._timed_retrieve(question, deadline, watch)
             events = self._answered(
@@ -259,7 +272,8 @@ class QueryPipeline:
             yield Answer(NOTHING_RELEVANT, (), Usage(), watch.timings(), degraded=degraded)
             return
         window = engine.monitor.window_tokens
-        prompt = fit(question, found.passages, counter=self._counter, window_tokens=window)
+        with watch.trace.phase("prompt"):
+            prompt = fit(question, found.passages, counter=self._counter, window_tokens=window)
         if ticket is not None:
             self._lengths.learn(
                 question,
@@ -283,28 +297,34 @@ class QueryPipeline:
         draft: Draft,
         ticket: Ticket | None,
     ) -> AsyncGenerator[AnswerEvent, None]:
-        request = EngineRequest(
-            model=engine.monitor.require().id,
-            messages=prompt.messages,
-            max_tokens=question.max_tokens,
-            sampling=question.sampling,
-        )
-        announced = False
-        async with aclosing(engine.client.stream(request, deadline)) as chunks:
-            async for chunk in chunks:
-                if ticket is not None:
-                    self._gate.progress(ticket, chunk.tokens)
-                shown = draft.add(chunk)
-                if not announced and chunk.tokens:
-                    # Not before: until the engine has answered, another one may.
-                    announced = True
-                    watch.first_token()
-                    yield Sources(prompt.passages, draft.degraded)
-                if shown:
-                    yield Token(shown)
-        if not announced:  # an answer without a single token
-            watch.first_token()
-            yield Sources(prompt.passages, draft.degraded)
+        model = engine.monitor.require().id
+        with watch.trace.phase(f"chat {model}", _asked(model, question)) as trace:
+            request = EngineRequest(
+                model=model,
+                messages=prompt.messages,
+                max_tokens=question.max_tokens,
+                sampling=question.sampling,
+                traceparent=trace.traceparent,
+            )
+            first = trace.phase("first token")
+            announced = False
+            async with aclosing(engine.client.stream(request, deadline)) as chunks:
+                async for chunk in chunks:
+                    if ticket is not None:
+                        self._gate.progress(ticket, chunk.tokens)
+                    shown = draft.add(chunk)
+                    if not announced and chunk.tokens:
+                        # Not before: until the engine has answered, another one may.
+                        announced = True
+                        first.end()
+                        watch.first_token()
+                        yield Sources(prompt.passages, draft.degraded)
+                    if shown:
+                        yield Token(shown)
+            if not announced:  # an answer without a single token
+                watch.first_token()
+                yield Sources(prompt.passages, draft.degraded)
+            trace.note(_used(draft))
         if ticket is not None:
             ticket.finished = True
         if rest := draft.close():
@@ -315,11 +335,11 @@ class QueryPipeline:
         self, question: Question, deadline: Deadline, watch: Stopwatch
     ) -> Retrieved:
         began_s = self._clock()
-        found = await self._retrieve(question, deadline)
+        found = await self._retrieve(question, deadline, watch.trace)
         watch.retrieve_ms += (self._clock() - began_s) * 1000
         return found
 
-    async def _retrieve(self, question: Question, deadline: Deadline) -> Retrieved:
+    async def _retrieve(self, question: Question, deadline: Deadline, trace: Phase) -> Retrieved:
         return await self._retriever.retrieve(
             _search_text(question),
             collection=question.collection,
@@ -329,12 +349,46 @@ class QueryPipeline:
             check=partial(
                 self._library.check_searchable, question.collection, question.document_ids
             ),
+            trace=trace,
         )
 
-    def _noted(self, event: AnswerEvent) -> AnswerEvent:
+    def _noted(self, event: AnswerEvent, trace: Phase) -> AnswerEvent:
         if isinstance(event, Answer):
             self._on_answer(event)
+            if event.degraded is not None:
+                trace.note({"tidegate.degraded": event.degraded.level})
         return event
+
+
+async def nothing_relevant() -> AsyncGenerator[AnswerEvent, None]:
+    """What is answered, without asking anybody, where there is nothing that could be searched."""
+    yield Sources(())
+    yield Token(NOTHING_RELEVANT)
+    yield Answer(NOTHING_RELEVANT, (), Usage(), Timings())
+
+
+def _asked(model: str, question: Question) -> dict[str, Attribute]:
+    """
+    What is asked of an engine, for its span.
+
+    Source:
+        OpenTelemetry's semantic conventions for generative AI.
+    """
+    return {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.request.model": model,
+        "gen_ai.request.max_tokens": question.max_tokens,
+        "gen_ai.request.temperature": question.sampling.temperature,
+    }
+
+
+def _used(draft: Draft) -> dict[str, Attribute]:
+    """What came of it, likewise."""
+    return {
+        "gen_ai.usage.input_tokens": draft.usage.prompt_tokens,
+        "gen_ai.usage.output_tokens": draft.usage.completion_tokens,
+        "gen_ai.response.finish_reasons": [draft.finish_reason],
+    }
 
 
 def _fallbacks_full() -> Overloaded:

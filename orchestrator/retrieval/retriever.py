@@ -31,6 +31,7 @@ from orchestrator.retrieval.document_store import DocumentStore
 from orchestrator.retrieval.lexical_index import LexicalIndex
 from orchestrator.retrieval.relevance import is_relevant
 from orchestrator.retrieval.reranker import Reranker
+from orchestrator.telemetry.tracing import NOTHING, Attribute, Phase
 
 _RRF_K = 60
 _ALIKE = 0.9
@@ -56,6 +57,9 @@ class QueryEmbedder(Protocol):
             TimeoutError: If it takes longer than that for no other reason than load.
         """
         ...
+
+
+EMBEDS: dict[str, Attribute] = {"gen_ai.operation.name": "embeddings"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +137,7 @@ class Retriever:
         top_k: int,
         deadline: Deadline,
         check: Callable[[], None] = lambda: None,
+        trace: Phase = NOTHING,
     ) -> Retrieved:
         """
         The passages that fit the question best, a chunk each.
@@ -146,6 +151,7 @@ class Retriever:
             check: Raises if there is nothing that could be searched. Called in the search's thread,
                 since a way to another would cost as much as the search, and only where what is
                 found does not answer it: if documents are named, or if nothing is found.
+            trace: What the search is a part of.
 
         Raises:
             DeadlineExceeded: If it is not.
@@ -158,7 +164,8 @@ class Retriever:
         """
         async with deadline.scope():
             self._store_breaker.require()
-            query = await self._vector(text)
+            with trace.phase("embeddings", EMBEDS):
+                query = await self._vector(text)
             search = _Search(
                 text=text,
                 query=query,
@@ -166,12 +173,14 @@ class Retriever:
                 document_ids=tuple(document_ids),
                 top_k=top_k if self._reranker is None else max(top_k, self._reranker.candidates),
             )
-            found = await self._guarded(search, check)
+            with trace.phase("search"):
+                found = await self._guarded(search, check)
             if found.by_words_only is not None and not found.passages:
                 raise found.by_words_only
             if self._reranker is None:
                 return found
-            again = await self._reranker.rerank(text, found.passages)
+            with trace.phase("rerank"):
+                again = await self._reranker.rerank(text, found.passages)
             return replace(found, passages=again.passages[:top_k], not_reranked=again.skipped)
 
     async def _vector(self, text: str) -> Vector | OrchestratorError:

@@ -63,7 +63,7 @@ class FakeRetriever:
         self.by_words_only = None
         self.relevant = True
 
-    async def retrieve(self, text, *, collection, document_ids, top_k, deadline, check):
+    async def retrieve(self, text, *, collection, document_ids, top_k, deadline, check, trace):
         check()
         self.asked.append(top_k)
         found = tuple(passage(n + 1) for n in range(top_k))
