@@ -1,17 +1,21 @@
 """The `tidegate` command: what a person types."""
 
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from orchestrator.client import Client, ClientError, ServerEvent
+from orchestrator import __version__
+from orchestrator.api.schemas import AskResponse, DocumentOut, QueuedOut, TokenOut
+from orchestrator.client import AnswerEvent, AskOptions, Client, ClientError
 from orchestrator.errors import OrchestratorError
 from orchestrator.keys_cli import keys
 
@@ -43,6 +47,7 @@ Collection = Annotated[
 DEFAULT_URL = "http://127.0.0.1:8080"
 DEFAULT_CONTROL_URL = "http://127.0.0.1:8081"
 GIB = 1024**3
+WATCH_S = 2.0
 
 cli = typer.Typer(
     help="Ask your own PDFs, with cited pages.", no_args_is_help=True, add_completion=False
@@ -82,16 +87,12 @@ def ask(
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
 ) -> None:
     """Ask a question; the answer streams, then its sources are listed."""
-    body: dict[str, Any] = {
-        "question": question,
-        "collection": collection,
-        "document_ids": document or [],
-    }
+    options: AskOptions = {"collection": collection, "document_ids": document or []}
     if max_tokens is not None:
-        body["max_tokens"] = max_tokens
+        options["max_tokens"] = max_tokens
     out = Console(soft_wrap=True)
     with Client(url, key=key) as client, _told():
-        for event in client.ask(body):
+        for event in client.stream(question, **options):
             _show_event(event, out)
 
 
@@ -103,15 +104,12 @@ def documents(
     state: Annotated[str | None, typer.Option(help="In this state only, such as failed.")] = None,
 ) -> None:
     """List documents, newest first, and why a failed one failed."""
-    wanted = {"collection": collection, "status": state, "limit": "1000"}
-    query = urlencode({name: value for name, value in wanted.items() if value is not None})
-    with Client(url, key=key) as client, _told():
-        found = client.get(f"/documents?{query}")["documents"]
     table = Table("id", "file", "state", "pages", "note")
-    for document in found:
-        note = (document["error"] or {}).get("message") or document["warning"] or ""
-        cells = (document["id"], document["filename"], document["status"], document["pages"], note)
-        table.add_row(*(escape(str(cell)) for cell in cells))
+    with Client(url, key=key) as client, _told():
+        for document in client.documents(collection=collection, status=state):
+            note = document.error.message if document.error else document.warning or ""
+            cells = (document.id, document.filename, document.status, document.pages, note)
+            table.add_row(*(escape(str(cell)) for cell in cells))
     Console().print(table)
 
 
@@ -123,18 +121,27 @@ def retry(
 ) -> None:
     """Start a failed document over."""
     with Client(url, key=key) as client, _told():
-        found = client.post(f"/documents/{document}/retry")
-    Console().print(f"{escape(found['filename'])}: {found['status']}")
+        found = client.retry(document)
+    Console().print(f"{escape(found.filename)}: {found.status}")
 
 
 @cli.command()
-def status(url: Url = DEFAULT_URL, key: Key = "") -> None:
+def status(
+    url: Url = DEFAULT_URL,
+    key: Key = "",
+    *,
+    watch: Annotated[bool, typer.Option(help="Look again every two seconds.")] = False,
+) -> None:
     """Show what the service is doing."""
-    with Client(url, key=key) as client, _told():
-        found = client.get("/status")
     out = Console(soft_wrap=True)
-    for name, value in _status_rows(found):
-        out.print(f"[bold]{name:10}[/bold] {escape(value)}", highlight=False)
+    with Client(url, key=key) as client, _told():
+        if not watch:
+            out.print(_status_text(client.status()), highlight=False)
+            return
+        with Live(console=out, auto_refresh=False) as live, suppress(KeyboardInterrupt):
+            while True:
+                live.update(_seen_status(client), refresh=True)
+                time.sleep(WATCH_S)
 
 
 @cli.command()
@@ -182,17 +189,17 @@ def doctor(
         raise typer.Exit(2)
     try:
         with Client(url, key=key) as client:
-            ready, found = client.get("/readyz"), client.get("/status")
+            ready, found = client.ready(), client.status()
     except ClientError as exc:
         out.print(f"[red]✗[/red] orchestrator: {escape(str(exc))}")
         raise typer.Exit(1) from exc
     out.print(f"[green]✓[/green] orchestrator {found['version']} at {url}")
     well = True
-    for name, dependency in ready["dependencies"].items():
-        fine = dependency["status"] == "ok"
+    for name, dependency in ready.dependencies.items():
+        fine = dependency.status == "ok"
         well = well and fine
         mark = "[green]✓[/green]" if fine else "[red]✗[/red]"
-        out.print(f"{mark} {name} {dependency['status']} {escape(dependency['detail'])}".rstrip())
+        out.print(f"{mark} {name} {dependency.status} {escape(dependency.detail)}".rstrip())
     if not found["engine"].get("exact_token_counts", True):
         out.print("[yellow]![/yellow] token counts are estimates: set ORCHESTRATOR_TOKENIZER")
     failed = found["documents"].get("by_status", {}).get("failed", 0)
@@ -217,6 +224,14 @@ def serve(
     from orchestrator.server import run  # noqa: PLC0415 - the other commands need no server
 
     raise typer.Exit(run(insecure=insecure))
+
+
+@cli.command()
+def mcp(url: Url = DEFAULT_URL, key: Key = "") -> None:
+    """Serve agents on this machine: MCP on stdin and stdout, for a running orchestrator."""
+    from orchestrator.mcp_stdio import run  # noqa: PLC0415 - the other commands need no MCP
+
+    run(url, key, __version__)
 
 
 @cli.command()
@@ -251,52 +266,64 @@ def _add_one(
     """Whether the file became searchable."""
     bar = progress.add_task(escape(path.name), total=path.stat().st_size, state="uploading")
     try:
-        document = client.upload(
+        document: DocumentOut = client.upload(
             path,
             collection=collection,
             replaces=replace,
             on_bytes=lambda n: progress.advance(bar, n),
         )
-        for document in client.follow(document["id"]):  # noqa: B020 - the same one, further on
+        for document in client.follow(document.id):  # noqa: B020 - the same one, further on
             _show_document(document, progress, bar)
     except ClientError as exc:
         progress.update(bar, state="[red]refused[/red]")
         progress.console.print(f"[red]{escape(path.name)}: {escape(str(exc))}[/red]")
         return False
-    if document["error"]:
-        progress.console.print(
-            f"[red]{escape(path.name)}: {escape(document['error']['message'])}[/red]"
-        )
+    if document.error:
+        progress.console.print(f"[red]{escape(path.name)}: {escape(document.error.message)}[/red]")
         return False
-    if document["warning"]:
-        progress.console.print(
-            f"[yellow]{escape(path.name)}: {escape(document['warning'])}[/yellow]"
-        )
+    if document.warning:
+        progress.console.print(f"[yellow]{escape(path.name)}: {escape(document.warning)}[/yellow]")
     return True
 
 
-def _show_document(document: dict[str, Any], progress: Progress, bar: TaskID) -> None:
-    state = document["status"]
+def _show_document(document: DocumentOut, progress: Progress, bar: TaskID) -> None:
+    state: str = document.status
     if state == "parsing":
-        state = f"page {document['pages_done']} of {document['pages']}"
+        state = f"page {document.pages_done} of {document.pages}"
     if state == "ready":
-        state = f"[green]ready[/green], {document['pages']} pages"
+        state = f"[green]ready[/green], {document.pages} pages"
     progress.update(bar, state=state)
 
 
-def _show_event(event: ServerEvent, out: Console) -> None:
-    if event.name == "queued":
-        eta = event.data["eta_s"]
-        about = f", about {eta:.0f} s" if eta is not None else ""
-        Console(stderr=True).print(f"[dim]waiting: place {event.data['position']}{about}[/dim]")
-    elif event.name == "token":
-        out.print(event.data["text"], end="", markup=False, highlight=False)
-    elif event.name == "done":
-        out.print("\n")
-        for citation in event.data["citations"]:
-            mark = "bold" if citation["cited"] else "dim"
-            line = f"[{citation['n']}] {citation['filename']}, page {citation['page']}"
-            out.print(f"[{mark}]{escape(line)}[/{mark}]")
+def _show_event(event: AnswerEvent, out: Console) -> None:
+    match event:
+        case QueuedOut(position=position, eta_s=eta_s):
+            about = f", about {eta_s:.0f} s" if eta_s is not None else ""
+            Console(stderr=True).print(f"[dim]waiting: place {position}{about}[/dim]")
+        case TokenOut(text=text):
+            out.print(text, end="", markup=False, highlight=False)
+        case AskResponse():
+            out.print("\n")
+            if event.degraded is not None:
+                out.print(f"[yellow]{escape(event.degraded.reason)}[/yellow]", highlight=False)
+            for citation in event.citations:
+                mark = "bold" if citation.cited else "dim"
+                line = f"[{citation.n}] {citation.filename}, page {citation.page}"
+                out.print(f"[{mark}]{escape(line)}[/{mark}]")
+
+
+def _seen_status(client: Client) -> str:
+    """The rows, or why there are none: whoever watches wants to see it come back."""
+    try:
+        return _status_text(client.status())
+    except ClientError as exc:
+        return f"[red]{escape(str(exc))}[/red]"
+
+
+def _status_text(found: dict[str, Any]) -> str:
+    return "\n".join(
+        f"[bold]{name:10}[/bold] {escape(value)}" for name, value in _status_rows(found)
+    )
 
 
 def _status_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
