@@ -16,7 +16,7 @@ SENTENCES := $(BIN)/interrogate --fail-under 100 --whitelist-regex '^test_'
 SIDE_BY_SIDE := -n 2 --dist loadfile
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit simulation test-integration test-contract check loadtest soak chaos chaos-red report costs relay \
+.PHONY: help run test test-unit simulation test-integration test-contract check loadtest soak chaos chaos-red report costs relay trace-costs \
         overload seed-attack engine-kills crash-kills upload-loop ingest engine-options false-kills before-after plans bench-gpu test-gpu audit licences nasty quality answers search-sizes \
         setup setup-dev tools model lock docs clean safeguards fuzz
 
@@ -107,6 +107,9 @@ costs: setup-dev model ## what /ask adds, pages a second (PDFS=<folder>), start-
 
 relay: setup-dev ## chunks a second that one core relays, from an engine to its clients
 	@exec $(BIN)/python -m loadtest.relay
+
+trace-costs: setup-dev ## processor time of an ask, with traces and without: REPEATS=3
+	@exec $(BIN)/python -m loadtest.trace_costs $(if $(REPEATS),--repeats $(REPEATS))
 
 overload: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## tidegate against baselines: ENGINE=simulator|vllm SCENARIO=all REPEATS=3 SECONDS=60 LOADS=0.5,0.9,1,2,10 NAIVE=1 BESIDE="name=http://…"
 	@exec $(BIN)/python -m loadtest.overload --engine $(or $(ENGINE),simulator) \
@@ -203,7 +206,7 @@ licences: setup-dev ## write docs/licences.md: the licence of everything that is
 	@exec $(BIN)/python -m deploy.licences_page
 
 clean: ## remove environments, models and caches; DATA_DIR stays
-	@rm -rf .venv .venv-engine .models .tools build reports .pytest_cache .mypy_cache .ruff_cache \
+	@rm -rf .venv .venv-engine .venv-frameworks .models .tools build reports .pytest_cache .mypy_cache .ruff_cache \
 	    .hypothesis .import_linter_cache *.egg-info
 	@find orchestrator model_server tests deploy loadtest -name __pycache__ -type d -prune \
 	    -exec rm -rf {} +

@@ -22,7 +22,7 @@ from deploy.lock_requirements import package_name
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "licences.md"
 LOCKS = ROOT / "requirements"
-ENVIRONMENTS = (".venv", ".venv-engine")
+ENVIRONMENTS = (".venv", ".venv-engine", ".venv-frameworks")
 UNSTATED = "not stated in its metadata"
 
 USES = {
@@ -32,6 +32,7 @@ USES = {
     "engine-cpu.txt": "engine",
     "engine-gpu.txt": "engine (GPU)",
     "dev.txt": "tests",
+    "frameworks.txt": "tests (frameworks)",
 }
 THOUGHT_ABOUT = {
     "bidict": "weak copyleft (MPL 2.0): tests alone, used unchanged.",

@@ -102,6 +102,9 @@ def main() -> None:
         held |= {package_name(line) for line in new}
         added += new
 
+    frameworks = folder / "frameworks.txt"
+    compile_lock(["frameworks.in"], frameworks, cpu=False, constraints=[], overrides=None)
+
     for device in ("cpu", "gpu"):
         name = f"engine-{device}"
         compile_lock(

@@ -1,8 +1,9 @@
 """
-Creates the two Python environments from the locks in `requirements/`, once.
+Creates the Python environments from the locks in `requirements/`, once.
 
 `.venv` holds the orchestrator and the control program of model_server (and, with `--dev`, the
-tests); `.venv-engine` holds vLLM and the bundled model. What was installed is stamped, and the
+tests); `.venv-engine` holds vLLM and the bundled model; for the tests `.venv-frameworks` holds those that
+people already have their code in, with what they want beside them. What was installed is stamped, and the
 stamp is written last: a second run takes no time, an interrupted one is done again.
 Needs nothing but the standard library. Installs go by pip, which knows this machine's mirrors.
 """
@@ -38,6 +39,8 @@ DISK_BYTES = {
     (".venv-engine", "cpu"): 5 * GIB,
     (".venv", "gpu"): 9 * GIB,
     (".venv-engine", "gpu"): 18 * GIB,
+    (".venv-frameworks", "cpu"): GIB,
+    (".venv-frameworks", "gpu"): GIB,
 }
 
 
@@ -102,7 +105,13 @@ def detect_device(environ: Mapping[str, str], *, root: Path = Path("/")) -> str:
 
 
 def environments(
-    root: Path, *, device: str, dev: bool, engine: bool, ocr: bool = False
+    root: Path,
+    *,
+    device: str,
+    dev: bool,
+    engine: bool,
+    ocr: bool = False,
+    frameworks: bool = False,
 ) -> list[Environment]:
     """The environments that are wanted, each with the locks that fit the device."""
     app = lock_layer(root, "app", "app-gpu" if device == "gpu" else "app")
@@ -116,6 +125,9 @@ def environments(
         engine_lock = lock_layer(root, "engine", f"engine-{device}")
         layers = (replace(engine_lock, modules=ENGINE_MODULES),)
         wanted.append(Environment(root / ".venv-engine", layers))
+    if frameworks:
+        layer = lock_layer(root, "frameworks", "frameworks")
+        wanted.append(Environment(root / ".venv-frameworks", (layer,)))
     return wanted
 
 
@@ -384,7 +396,9 @@ def setup(*, dev: bool, engine: bool, ocr: bool) -> None:
         SetupError: If it cannot be done.
     """
     device = detect_device(os.environ)
-    candidates = environments(ROOT, device=device, dev=dev, engine=engine, ocr=ocr)
+    candidates = environments(
+        ROOT, device=device, dev=dev, engine=engine, ocr=ocr, frameworks=dev and engine
+    )
     wanted = [(item, missing_layers(item)) for item in candidates]
     wanted = [(item, layers) for item, layers in wanted if layers]
     whole = [item for item, layers in wanted if layers[0] == item.layers[0]]
@@ -403,7 +417,7 @@ def setup(*, dev: bool, engine: bool, ocr: bool) -> None:
 
 
 def main() -> int:
-    """Exit code 0 when both environments are as their locks say, 1 with the reason otherwise."""
+    """Exit code 0 when the environments are as their locks say, 1 with the reason otherwise."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
     parser.add_argument("--dev", action="store_true", help="tests and checks as well")
     arguments = parser.parse_args()

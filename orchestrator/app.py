@@ -10,14 +10,26 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from orchestrator.access.quotas import Quotas
-from orchestrator.api import ask, error_responses, openai_chat, openapi_document
+from orchestrator.api import (
+    ask,
+    error_responses,
+    mcp_schemas,
+    openai_chat,
+    openapi_document,
+    responses_schemas,
+)
 from orchestrator.api.access import Access
 from orchestrator.api.ask import AskRoutes, QuestionLimits
 from orchestrator.api.documents import DocumentRoutes
 from orchestrator.api.health import HealthRoutes
 from orchestrator.api.json_route import ShortWay
+from orchestrator.api.mcp_door import McpDoor
 from orchestrator.api.middleware import BodyLimit, Finished, RequestContext
 from orchestrator.api.openai_chat import OpenAIRoutes
+from orchestrator.api.openai_embeddings import EmbeddingRoutes
+from orchestrator.api.openai_files import FileRoutes
+from orchestrator.api.openai_responses import ResponsesRoutes
+from orchestrator.api.openai_vector_stores import VectorStoreRoutes
 from orchestrator.api.page import PageFiles, PageRoutes
 from orchestrator.api.sse import StreamTimers
 from orchestrator.assembly import Components
@@ -51,7 +63,7 @@ def create_app(parts: Components) -> ASGIApp:
         title="Tidegate",
         version=VERSION,
         summary="Answers over your own PDFs, with cited pages.",
-        lifespan=lambda _: running(parts),
+        lifespan=lambda _: _serving(parts, door),
         docs_url=None,  # Swagger's page loads scripts from a CDN
         redoc_url=None,
     )
@@ -76,10 +88,22 @@ def create_app(parts: Components) -> ASGIApp:
             OpenAIRoutes(
                 query=parts.query,
                 monitor=parts.engine.monitor,
+                embedding_model=parts.embedding.model,
                 limits=limits,
                 quotas=quotas,
                 timers=timers,
             ),
+            FileRoutes(uploads=parts.uploads, stores=parts.stores),
+            VectorStoreRoutes(stores=parts.stores, query=parts.query, limits=limits),
+            ResponsesRoutes(
+                query=parts.query,
+                stores=parts.stores,
+                monitor=parts.engine.monitor,
+                limits=limits,
+                quotas=quotas,
+                timers=timers,
+            ),
+            EmbeddingRoutes(pipeline=parts.embedding, limits=limits, quotas=quotas),
             HealthRoutes(
                 dependencies=picture.dependencies,
                 status=picture.status,
@@ -94,11 +118,20 @@ def create_app(parts: Components) -> ASGIApp:
     app.mount("/web", PageFiles())
     routes = [route for router in routers for route in router.routes]
     error_responses.install(app, routes=routes)
-    openapi_document.describe(app, streamed=(*ask.EVENTS.values(), *openai_chat.CHUNKS))
-    short_way = ShortWay(app, routes=routes)
+    events: tuple[type, ...] = (*ask.EVENTS.values(), *responses_schemas.EVENTS.values())
+    openapi_document.describe(app, streamed=(*events, *openai_chat.CHUNKS))
+    door: McpDoor = McpDoor(
+        app,
+        query=parts.query,
+        library=parts.library,
+        limits=limits,
+        quotas=quotas,
+        version=VERSION,
+    )
+    limits_bytes = dict.fromkeys(("/upload", "/v1/files"), settings.max_upload_body_bytes)
     limited = BodyLimit(
-        short_way,
-        limits={"/upload": settings.max_upload_body_bytes},
+        ShortWay(door, routes=routes),
+        limits=limits_bytes | {mcp_schemas.PATH: mcp_schemas.MAX_BODY_BYTES},
         default_bytes=settings.max_body_bytes,
     )
     return RequestContext(
@@ -106,6 +139,12 @@ def create_app(parts: Components) -> ASGIApp:
         max_open=settings.max_open_requests,
         on_finished=_count_requests(parts.metrics),
     )
+
+
+@asynccontextmanager
+async def _serving(parts: Components, door: McpDoor) -> AsyncIterator[None]:
+    async with running(parts), door.running():
+        yield
 
 
 def prepare(parts: Components) -> None:
@@ -121,6 +160,7 @@ def prepare(parts: Components) -> None:
     _require_same_embedder(parts)
     _recount_if_changed(parts)
     parts.library.open()
+    parts.uploads.open()
     parts.keyring.read()
 
 
@@ -132,6 +172,7 @@ async def running(parts: Components) -> AsyncIterator[None]:
         stack.callback(parts.store.close)
         stack.callback(parts.threads.close)
         stack.callback(parts.search_threads.close)
+        stack.push_async_callback(parts.tracer.aclose)
         engines = (parts.engine, *parts.fallbacks)
         for engine in engines:
             stack.push_async_callback(engine.client.aclose)
@@ -162,6 +203,8 @@ async def running(parts: Components) -> AsyncIterator[None]:
             stack.push_async_callback(probe.aclose)
         await parts.ingestion.start()
         stack.push_async_callback(parts.ingestion.aclose)
+        await parts.store_worker.start()
+        stack.push_async_callback(parts.store_worker.aclose)
         stack.callback(parts.gate.drain)
         await parts.lag.start()
         stack.push_async_callback(parts.lag.aclose)

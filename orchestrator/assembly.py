@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from orchestrator import __version__
 from orchestrator.access.key_file import KeyFile
 from orchestrator.access.keyring import Keyring
 from orchestrator.concurrency import Threads
@@ -30,10 +31,14 @@ from orchestrator.generation.engines import Engine
 from orchestrator.generation.tokenizer import EngineTokenizer, EstimatedTokens, TokenCounter
 from orchestrator.generation.wakening import Wakening
 from orchestrator.pipelines.document_files import DocumentFiles, UploadLimits
+from orchestrator.pipelines.embedding import EmbeddingPipeline
 from orchestrator.pipelines.housekeeping import Housekeeper
 from orchestrator.pipelines.ingestion import IngestionPipeline
 from orchestrator.pipelines.library import Library, LibraryLimits
 from orchestrator.pipelines.query import QueryPipeline
+from orchestrator.pipelines.store_worker import StoreWorker
+from orchestrator.pipelines.uploads import Uploads
+from orchestrator.pipelines.vector_stores import VectorStores
 from orchestrator.resilience.admission import AdmissionGate, Bulkhead
 from orchestrator.resilience.admission_policy import AdmissionLimits
 from orchestrator.resilience.breaker_probe import BreakerProbe
@@ -44,20 +49,26 @@ from orchestrator.retrieval.collection_indexes import CollectionIndexes
 from orchestrator.retrieval.document_store import DocumentStore
 from orchestrator.retrieval.embedder import Embedder
 from orchestrator.retrieval.embedder_model import (
+    BUNDLED_MODEL,
     PREFIX_TOKENS,
     EmbedderTokenizer,
     bundled_embedder,
     embedding_dimension,
 )
 from orchestrator.retrieval.gpu_search import GpuSearch, why_no_gpu
+from orchestrator.retrieval.holdings import Holdings
 from orchestrator.retrieval.job_store import JobStore
 from orchestrator.retrieval.lexical_index import LexicalIndex
 from orchestrator.retrieval.remote_embedder import RemoteEmbedder
 from orchestrator.retrieval.reranker import Reranker
 from orchestrator.retrieval.retriever import Retriever
+from orchestrator.retrieval.store_file_records import StoreFileRecords
+from orchestrator.retrieval.upload_records import UploadRecords
+from orchestrator.retrieval.vector_store_records import VectorStoreRecords
 from orchestrator.settings import Settings, SettingsError
 from orchestrator.telemetry.loop_lag import Liveness, LoopLag
 from orchestrator.telemetry.metrics import Metrics
+from orchestrator.telemetry.tracing import NO_TRACER, Tracer
 
 MAX_THREADS = 16
 SEARCH_THREADS = 4
@@ -99,9 +110,14 @@ class Components:
     gate: AdmissionGate
     ingestion: IngestionPipeline
     library: Library
+    uploads: Uploads
+    stores: VectorStores
+    store_worker: StoreWorker
+    embedding: EmbeddingPipeline
     query: QueryPipeline
     keeper: EngineKeeper | None
     wakening: Wakening
+    tracer: Tracer
 
 
 def assemble(settings: Settings) -> Components:
@@ -120,6 +136,7 @@ def assemble(settings: Settings) -> Components:
     )
     counter = EngineTokenizer.load(settings.tokenizer) if settings.tokenizer else EstimatedTokens()
     model = embedding_folder(settings.embedding_model)
+    tokenizer = EmbedderTokenizer(model)
     store = DocumentStore(path=settings.data_dir / "tidegate.db")
     jobs = JobStore(store.database)
     files = DocumentFiles(
@@ -145,7 +162,7 @@ def assemble(settings: Settings) -> Components:
         files=files,
         workers=settings.parser_workers + 1,
         sandbox=sandbox,
-        chunker=_chunker(settings, EmbedderTokenizer(model)),
+        chunker=_chunker(settings, tokenizer),
         embedder=embedder,
         store=store,
         jobs=jobs,
@@ -171,6 +188,8 @@ def assemble(settings: Settings) -> Components:
         indexes=indexes,
         threads=threads,
     )
+    tracer = _tracer(settings)
+    uploads, stores, store_worker = _file_search(settings, store, sandbox, library, threads)
     gate = _gate(settings)
     keeper = _keeper(settings)
     engine, *fallbacks = _engines(settings, breakers, gate, metrics, keeper)
@@ -201,6 +220,7 @@ def assemble(settings: Settings) -> Components:
         fallback_places=Bulkhead(settings.max_fallback_requests),
         passages_places=Bulkhead(settings.max_passages_only_requests),
         on_answer=_count_answers(metrics),
+        tracer=tracer,
     )
     lag = LoopLag(stall_s=settings.loop_stall_s, on_lag=metrics.loop_lag_seconds.observe)
     port = settings.liveness_port
@@ -233,9 +253,20 @@ def assemble(settings: Settings) -> Components:
         gate=gate,
         ingestion=ingestion,
         library=library,
+        uploads=uploads,
+        stores=stores,
+        store_worker=store_worker,
+        embedding=EmbeddingPipeline(
+            embedder=embedder,
+            tokenizer=tokenizer,
+            threads=threads,
+            model=_embedding_name(settings),
+            dimension=embedding_dimension(model),
+        ),
         query=query,
         keeper=keeper,
         wakening=wakening,
+        tracer=tracer,
     )
 
 
@@ -267,6 +298,61 @@ def model_folder(model: str, setting: str) -> Path:
             f"ORCHESTRATOR_{setting}: {model} is neither a folder nor a model that the hub "
             f"gave us ({exc})."
         ) from exc
+
+
+def _tracer(settings: Settings) -> Tracer:
+    if not settings.traces_url:
+        return NO_TRACER
+    from orchestrator.telemetry.otlp import OtlpTracer  # noqa: PLC0415 - 0.3 s that most starts save
+
+    return OtlpTracer(settings.traces_url, share=settings.traces_share, version=__version__)
+
+
+def _embedding_name(settings: Settings) -> str:
+    """What the embedding model is called on OpenAI's wire."""
+    if settings.embedder_url is not None:
+        return settings.embedder_served_model
+    named = settings.embedding_model
+    if named is None:
+        return BUNDLED_MODEL
+    return Path(named).name if Path(named).is_dir() else named
+
+
+def _file_search(
+    settings: Settings,
+    store: DocumentStore,
+    sandbox: ParserSandbox,
+    library: Library,
+    threads: Threads,
+) -> tuple[Uploads, VectorStores, StoreWorker]:
+    """OpenAI's files and vector stores, beside the documents."""
+    holdings = Holdings(store.database)
+    uploads = Uploads(
+        files=DocumentFiles(
+            folder=settings.data_dir / "uploads",
+            limits=UploadLimits(settings.max_upload_bytes, settings.min_free_disk_bytes),
+        ),
+        records=UploadRecords(store.database),
+        holdings=holdings,
+        sandbox=sandbox,
+        threads=threads,
+        max_files=settings.max_files,
+    )
+    records, places = VectorStoreRecords(store.database), StoreFileRecords(store.database)
+    worker = StoreWorker(
+        uploads=uploads, stores=records, files=places, library=library, threads=threads
+    )
+    stores = VectorStores(
+        uploads=uploads,
+        stores=records,
+        files=places,
+        worker=worker,
+        library=library,
+        holdings=holdings,
+        threads=threads,
+        max_stores=settings.max_vector_stores,
+    )
+    return uploads, stores, worker
 
 
 def _sandbox_limits(settings: Settings) -> SandboxLimits:

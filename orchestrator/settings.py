@@ -256,6 +256,22 @@ class Settings(BaseSettings):
         ge=1,
         description="Bytes that the PDFs of a collection may take together; beyond it 507.",
     )
+    traces_url: str | None = Field(
+        None,
+        description="Where an OpenTelemetry collector takes traces over OTLP/HTTP, such as "
+        "http://localhost:4318/v1/traces; empty sends none.",
+    )
+    traces_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the questions that are followed, if any are."
+    )
+    max_files: int = Field(
+        100_000,
+        ge=1,
+        description="Files that an owner may have below /v1/files; the next one gets 429.",
+    )
+    max_vector_stores: int = Field(
+        1000, ge=1, description="Vector stores that an owner may have; the next one gets 429."
+    )
     max_pages: int = Field(5000, gt=0, description="Most pages that a PDF may have.")
     max_document_chars: int = Field(
         20_000_000, gt=0, description="Most characters of text that a PDF may give."

@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 
+from orchestrator import __version__
 from orchestrator.api.health import Dependency
 from orchestrator.assembly import Components
 from orchestrator.domain import StoreCounts
@@ -15,7 +16,7 @@ from orchestrator.generation.engines import Engine
 from orchestrator.resilience.circuit_breaker import CircuitBreaker
 from orchestrator.retrieval.holdings import Holdings
 
-VERSION = "0.1.0"
+VERSION = __version__
 
 
 class StatusPicture:

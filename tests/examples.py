@@ -44,10 +44,10 @@ _COMMAND = re.compile(r"([A-Z_]+=\S+ )*(make|(\.venv/bin/)?(tidegate|python -m))
 RUN_S = 120.0
 """Longest that a block may take; more than any of them needs on a busy machine."""
 
-WITH_MODEL = ("README.md", "docs/first-answer.md", "docs/sizing.md")
+WITH_MODEL = ("README.md", "docs/file-search.md", "docs/first-answer.md", "docs/sizing.md")
 """Pages whose examples are run with the real vLLM."""
 
-WITH_SCRIPT = ("docs/api.md", "docs/under-load.md")
+WITH_SCRIPT = ("docs/agents.md", "docs/api.md", "docs/under-load.md")
 """Pages whose examples are run with the scripted engine."""
 
 EXCUSED = {

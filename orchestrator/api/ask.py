@@ -114,6 +114,7 @@ class QuestionLimits:
             caller=_caller(request, priority),
             degrade=degrade,
             route=route,
+            traceparent=request.headers.get("traceparent"),
         )
 
     def deadline(self, request: Request, timeout_s: float | None) -> Deadline:

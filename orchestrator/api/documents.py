@@ -2,17 +2,17 @@
 
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from starlette.datastructures import FormData, Headers, UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.responses import FileResponse, JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from orchestrator.access.ownership import shown_name
 from orchestrator.api.access import identity
+from orchestrator.api.forms import form_of, only
 from orchestrator.api.openapi_document import ERRORS, FILE, RANGE, event_stream
 from orchestrator.api.schemas import (
     COLLECTION_PATTERN,
@@ -31,7 +31,6 @@ from orchestrator.errors import (
     InvalidRequest,
     OrchestratorError,
     RangeNotSatisfiable,
-    UnsupportedMediaType,
     leaves,
 )
 from orchestrator.pipelines.library import Accepted, Library
@@ -39,7 +38,6 @@ from orchestrator.pipelines.owned_library import OwnedLibrary
 
 MAX_PAGE = 1000
 BAD_REQUEST = 400
-MAX_FIELDS = 10
 MAX_NUMBER = 2**31 - 1
 """Of a page or a character; SQLite takes no more than 64 bits, and no document has as many."""
 UPLOAD_SCHEMA = {
@@ -159,19 +157,14 @@ class DocumentRoutes:
 
     async def upload(self, request: Request, *, wait: bool = False) -> Response:
         """Take PDFs in. `wait=true` answers when they are searchable, or failed."""
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-            raise UnsupportedMediaType(
-                "Send the PDF as multipart/form-data in the field `file`: "
-                "curl -F file=@paper.pdf …/upload"
-            )
-        async with self._form(request) as form:
-            collection = _collection(_only(form, "collection"))
+        async with form_of(request, max_files=self._max_files) as form:
+            collection = _collection(only(form, "collection"))
             files = [part for part in form.getlist("file") if isinstance(part, UploadFile)]
             if not files:
                 raise InvalidRequest(
                     "No file came in the field `file`. Send at least one PDF.", param="file"
                 )
-            replaces = _replaces(_only(form, "replaces"), files)
+            replaces = _replaces(only(form, "replaces"), files)
             library = self._of(request)
             work = _accept_all(library, files, collection, replaces, wait=wait)
             entries, refusals = await unless_disconnected(request, work)
@@ -248,20 +241,6 @@ class DocumentRoutes:
             filename=document.filename,
             content_disposition_type="inline",
         )
-
-    @asynccontextmanager
-    async def _form(self, request: Request) -> AsyncIterator[FormData]:
-        """What came, until the block ends; a charset that cannot be read is the caller's mistake."""
-        try:
-            form = await request.form(max_files=self._max_files, max_fields=MAX_FIELDS)
-        except UnicodeError as exc:
-            raise InvalidRequest(
-                "The form cannot be read in the charset that its Content-Type names. Send UTF-8."
-            ) from exc
-        try:
-            yield form
-        finally:
-            await form.close()
 
     def _of(self, request: Request) -> OwnedLibrary:
         """The documents of whoever asks."""
@@ -348,14 +327,6 @@ def _range_refusal(status: int, headers: Headers) -> OrchestratorError:
         f"The file has {size} bytes; the range is beyond them. Ask for less, or without a range.",
         size_bytes=int(size),
     )
-
-
-def _only(form: FormData, field: str) -> object:
-    """What a field that comes once holds; None if it did not come."""
-    found = form.getlist(field)
-    if len(found) > 1:
-        raise InvalidParameter(f"`{field}` came {len(found)} times. Send it once.", param=field)
-    return found[0] if found else None
 
 
 def _replaces(value: object, files: list[UploadFile]) -> DocumentId | None:

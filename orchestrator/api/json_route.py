@@ -6,9 +6,9 @@ request. A question needs none of it, and under overload most requests are refus
 this way. The OpenAPI page stays FastAPI's, and so do all other routes.
 """
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from http import HTTPMethod
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +19,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator.api.error_responses import NO_JSON, validation_error
 from orchestrator.errors import InvalidRequest
+
+Fields = TypeVar("Fields", bound=BaseModel)
 
 
 class JsonRoute(APIRoute):
@@ -59,6 +61,19 @@ class ShortWay:
         scope["route"], handle = found
         response = await handle(Request(scope, receive, send))
         await response(scope, receive, send)
+
+
+def read_fields(model: type[Fields], given: Mapping[str, Any]) -> Fields:
+    """
+    Fields that came some other way than as a body of their own, as their model has them.
+
+    Raises:
+        InvalidParameter: If a field is missing or wrong.
+    """
+    try:
+        return model.model_validate(given)
+    except ValidationError as exc:
+        raise validation_error(RequestValidationError(exc.errors(include_url=False))) from exc
 
 
 async def _read(request: Request, model: type[BaseModel]) -> BaseModel:

@@ -19,6 +19,7 @@ from orchestrator.api.ask import (
     metered,
     whole_answer,
 )
+from orchestrator.api.error_responses import error_body
 from orchestrator.api.json_route import JsonRoute
 from orchestrator.api.openapi_document import DEADLINE, DEGRADED_HEADERS, ERRORS, event_stream
 from orchestrator.api.schemas import (
@@ -34,7 +35,7 @@ from orchestrator.api.schemas import (
 )
 from orchestrator.api.sse import DONE, EventStream, StreamTimers, frame, unless_disconnected
 from orchestrator.domain import Answer, AnswerEvent, Message, Question, Queued, Sampling, Token
-from orchestrator.errors import InvalidParameter, ModelNotFound
+from orchestrator.errors import InvalidParameter, ModelNotFound, OrchestratorError
 from orchestrator.generation.engine_monitor import EngineMonitor
 from orchestrator.pipelines.query import QueryPipeline
 
@@ -63,12 +64,14 @@ class OpenAIRoutes:
         *,
         query: QueryPipeline,
         monitor: EngineMonitor,
+        embedding_model: str,
         limits: QuestionLimits,
         quotas: Quotas,
         timers: StreamTimers,
     ) -> None:
         self._query = query
         self._monitor = monitor
+        self._embedding_model = embedding_model
         self._limits = limits
         self._quotas = quotas
         self._timers = timers
@@ -93,17 +96,19 @@ class OpenAIRoutes:
         return router
 
     async def models(self) -> dict[str, Any]:
-        """List what the engine serves."""
-        return {"object": "list", "data": [_model(m.id) for m in self._monitor.listed()]}
+        """List what the engine serves, and the embedding model."""
+        served = [m.id for m in self._monitor.listed()]
+        return {"object": "list", "data": [_model(m) for m in (*served, self._embedding_model)]}
 
     async def model(self, model_id: str) -> dict[str, Any]:
         """Describe one model."""
-        self._known(model_id)
+        if model_id != self._embedding_model:
+            require_served(self._monitor, model_id)
         return _model(model_id)
 
     async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
         """Answer the last user message from the documents; whole or as a stream."""
-        self._known(body.model)
+        require_served(self._monitor, body.model)
         question = self._question(body, request)
         deadline = self._limits.deadline(request, body.timeout_s)
         answered = self._query.answer(question, deadline)
@@ -119,18 +124,10 @@ class OpenAIRoutes:
             _chunks(head, events, stamp, include_usage=usage),
             request=request,
             close=events.aclose,
-            error_event=None,  # OpenAI's client finds errors by their key, in unnamed events
+            told=_told,
             timers=self._timers,
             headers=degraded_header(degraded_in(head)),
         )
-
-    def _known(self, model_id: str) -> None:
-        served = [m.id for m in self._monitor.listed()]
-        if model_id not in served:
-            raise ModelNotFound(
-                f"The model {model_id!r} is not served here. Use one of: {', '.join(served)}.",
-                param="model",
-            )
 
     def _question(self, body: ChatCompletionRequest, request: Request) -> Question:
         _refuse_what_we_cannot(body)
@@ -155,6 +152,21 @@ class OpenAIRoutes:
             degrade=body.degrade,
             route="chat",
             param="messages",
+        )
+
+
+def require_served(monitor: EngineMonitor, model_id: str) -> None:
+    """
+    Do nothing if the engine serves this model.
+
+    Raises:
+        ModelNotFound: If it does not.
+    """
+    served = [m.id for m in monitor.listed()]
+    if model_id not in served:
+        raise ModelNotFound(
+            f"The model {model_id!r} is not served here. Use one of: {', '.join(served)}.",
+            param="model",
         )
 
 
@@ -196,6 +208,11 @@ async def _chunks(
         for text in _chunk(event, stamp, include_usage=include_usage):
             yield text
     yield DONE
+
+
+def _told(error: OrchestratorError) -> str:
+    """OpenAI's client finds errors by their key, in unnamed events."""
+    return frame(error_body(error))
 
 
 def _chunk(event: AnswerEvent, stamp: _Stamp, *, include_usage: bool) -> list[str]:

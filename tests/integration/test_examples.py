@@ -35,6 +35,7 @@ def test_examples_do_what_the_page_says(page, tmp_path):
             engine.url,
             wait_for=("engine", "embedder"),
             embedder_url=engine.url,
+            embedder_served_model="all-MiniLM-L6-v2",
             ocr="false",
         ) as running,
     ):

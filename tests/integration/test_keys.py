@@ -19,7 +19,24 @@ from tests.running import orchestrator
 
 NEVER = "doc-000000000000000000000000"
 SECRET = "The password of the northern lock is zanzibar."
+NOT_FOUND = {
+    "document_id": "document_not_found",
+    "file_id": "file_not_found",
+    "vector_store_id": "vector_store_not_found",
+}
+BODIES = {
+    "/v1/vector_stores/{vector_store_id}": {"name": "mine"},
+    "/v1/vector_stores/{vector_store_id}/search": {"query": "The password?"},
+    "/v1/vector_stores/{vector_store_id}/files": {"file_id": "file-1"},
+    "/v1/vector_stores/{vector_store_id}/files/{file_id}": {"attributes": {}},
+    "/v1/vector_stores/{vector_store_id}/file_batches": {"file_ids": ["file-1"]},
+}
 ORDINARY = pdfs.text_pdf(["The northern lock opens at nine in the morning."])
+
+
+def never(known_id):
+    """An id of the same kind that never was."""
+    return f"{known_id[:-24]}{'0' * 24}"
 
 
 def tidegate(*arguments, data_dir):
@@ -140,7 +157,7 @@ class TestTheDoor:
         paths = nobody.get("/openapi.json").json()["paths"]
         for path, methods in paths.items():
             for method in methods:
-                asked = nobody.request(method, path.replace("{document_id}", NEVER))
+                asked = nobody.request(method, re.sub(r"\{\w+\}", NEVER, path))
                 if path in open_routes:
                     assert asked.status_code in {200, 503}
                     continue
@@ -183,7 +200,7 @@ class TestTheDoor:
         ):
             client.chat.completions.create(model="fake-model", messages=messages)
         with openai.OpenAI(base_url=f"{service.url}/v1", api_key=service.keys["ann"]) as client:
-            assert [m.id for m in client.models.list()] == ["fake-model"]
+            assert next(iter(client.models.list())).id == "fake-model"
 
     def test_no_key_and_no_text_in_the_log(self, service, anns, ann):
         """Only the key's id."""
@@ -248,21 +265,66 @@ class TestNobodyElses:
         """By the OpenAPI document, so that a route that is added later is tried, too."""
         paths = bob.get("/openapi.json").json()["paths"]
         with_id = [(path, method) for path in paths for method in paths[path] if "{" in path]
+        theirs = self.ids_of(ann, anns)
         tried = 0
         for path, method in with_id:
-            if "{model_id}" in path:
+            names = re.findall(r"\{(\w+)\}", path)
+            if names == ["model_id"]:
                 continue
 
-            def send(http, document_id, path=path, method=method):
+            def send(http, first_id, path=path, method=method, names=names):
                 query = {"page": 1, "start": 0, "end": 5}
-                where = path.replace("{document_id}", document_id)
-                return http.request(method, where, params=query)
+                ids = {name: theirs[name] for name in names} | {names[0]: first_id}
+                body = BODIES.get(path) if method == "post" else None
+                return http.request(method, path.format(**ids), params=query, json=body)
 
-            response = self.answers_alike(bob, anns["id"], NEVER, send)
-            assert code(response) == (404, "document_not_found"), path
+            response = self.answers_alike(bob, theirs[names[0]], never(theirs[names[0]]), send)
+            assert code(response) == (404, NOT_FOUND[names[0]]), path
             tried += 1
-        assert tried >= 6
+        assert tried >= 20
         assert ann.get(f"/documents/{anns['id']}").json()["status"] == "ready"
+        store = ann.get(f"/v1/vector_stores/{theirs['vector_store_id']}").json()
+        assert store["file_counts"]["total"] == 1
+
+    def ids_of(self, ann, document):
+        """Of everything that Ann has, by what it is called in paths."""
+        kept = ann.post(
+            "/v1/files", files={"file": ("a.pdf", ORDINARY)}, data={"purpose": "user_data"}
+        ).json()["id"]
+        store = ann.post("/v1/vector_stores", json={}).json()["id"]
+        batch = ann.post(f"/v1/vector_stores/{store}/file_batches", json={"file_ids": [kept]})
+        return {
+            "document_id": document["id"],
+            "file_id": kept,
+            "vector_store_id": store,
+            "batch_id": batch.json()["id"],
+        }
+
+    def test_a_store_takes_ones_own_files_only(self, ann, bob, anns):
+        """Another's file is like one that never was; and so is their store for an answer."""
+        theirs = self.ids_of(ann, anns)
+        mine = bob.post("/v1/vector_stores", json={}).json()["id"]
+
+        def put(http, file_id):
+            return http.post(f"/v1/vector_stores/{mine}/files", json={"file_id": file_id})
+
+        def create(http, file_id):
+            return http.post("/v1/vector_stores", json={"file_ids": [file_id]})
+
+        def respond(http, store_id):
+            tool = {"type": "file_search", "vector_store_ids": [store_id]}
+            body = {"model": "fake-model", "input": "The password?", "tools": [tool]}
+            return http.post("/v1/responses", json=body)
+
+        for send, theirs_id in (
+            (put, theirs["file_id"]),
+            (create, theirs["file_id"]),
+            (respond, theirs["vector_store_id"]),
+        ):
+            assert self.answers_alike(bob, theirs_id, never(theirs_id), send).status_code == 404
+        for path in ("/v1/files", "/v1/vector_stores"):
+            listed = {one["id"] for one in bob.get(path).json()["data"]}
+            assert not listed & set(theirs.values())
 
     @pytest.mark.parametrize("path", ["/ask", "/search", "/v1/chat/completions"])
     @pytest.mark.parametrize("stream", [False, True])

@@ -43,7 +43,7 @@ def test_examples_are_found():
 @pytest.mark.parametrize("block", ALL, ids=by_place)
 def test_every_block_says_what_it_is(block):
     """In a language that nobody tries, or in none, an example could stand that does not work."""
-    assert block.language in RUN | SHOWN | {"yaml"}
+    assert block.language in RUN | SHOWN | {"yaml", "jsonc"}
 
 
 @pytest.mark.parametrize("block", COMMANDS, ids=by_place)

@@ -1,0 +1,178 @@
+"""The MCP server behind `/mcp`: the tools, by the pipelines that every other door leads to."""
+
+import asyncio
+import base64
+import binascii
+import io
+from contextlib import aclosing
+from typing import Any, cast
+
+from fastapi import Request
+from mcp.server import Server, ServerRequestContext
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp_types import CallToolRequestParams, CallToolResult, ListToolsResult, PaginatedRequestParams
+
+from orchestrator.access.quotas import Quotas
+from orchestrator.api.access import identity
+from orchestrator.api.ask import (
+    QuestionLimits,
+    answer_json,
+    degraded_json,
+    metered,
+    passage_json,
+)
+from orchestrator.api.documents import document_json
+from orchestrator.api.error_responses import error_retry_after_s, internal_error
+from orchestrator.api.mcp_schemas import (
+    MAX_BODY_BYTES,
+    MAX_INLINE_BYTES,
+    AddArguments,
+    AskArguments,
+    ListArguments,
+    SearchArguments,
+)
+from orchestrator.api.mcp_tools import INSTRUCTIONS, Notice, Tools, refusal, waiting_text
+from orchestrator.domain import Answer, DocumentId, Question, Queued
+from orchestrator.errors import DocumentTooLarge, InvalidParameter, OrchestratorError
+from orchestrator.pipelines.library import Library
+from orchestrator.pipelines.owned_library import OwnedLibrary
+from orchestrator.pipelines.query import QueryPipeline
+
+
+def mcp_server(
+    *,
+    query: QueryPipeline,
+    library: Library,
+    limits: QuestionLimits,
+    quotas: Quotas,
+    version: str,
+) -> StreamableHTTPSessionManager:
+    """
+    The SDK's server over our pipelines, without sessions: each request stands alone.
+
+    Args:
+        query: Answers and searches.
+        library: All documents; each request sees those of its owner.
+        limits: What a question may ask for.
+        quotas: What each key may use up.
+        version: Ours.
+    """
+    tools = Tools(AddArguments)
+
+    async def listed(
+        _context: ServerRequestContext[Any], _params: PaginatedRequestParams | None
+    ) -> ListToolsResult:
+        return ListToolsResult(tools=tools.definitions())
+
+    async def called(
+        context: ServerRequestContext[Any], params: CallToolRequestParams
+    ) -> CallToolResult:
+        request = cast("Request", context.request)
+        doors = _RequestDoors(request, query, library, limits, quotas)
+        told = 0
+
+        async def notice(text: str) -> None:
+            nonlocal told
+            told += 1
+            await context.session.report_progress(told, message=text)
+
+        try:
+            return await tools.call(params.name, params.arguments, doors, notice)
+        except OrchestratorError as exc:
+            error = exc
+        except Exception as exc:  # noqa: BLE001 - a bug of ours is told like everywhere
+            error = internal_error(exc)
+        request.state.outcome = error.code
+        return refusal(error.message, code=error.code, retry_after_s=error_retry_after_s(error))
+
+    server = Server(
+        "tidegate",
+        version=version,
+        instructions=INSTRUCTIONS,
+        on_list_tools=listed,
+        on_call_tool=called,
+    )
+    return StreamableHTTPSessionManager(
+        server, stateless=True, max_request_body_size=MAX_BODY_BYTES
+    )
+
+
+class _RequestDoors:
+    """The work for one request, on behalf of whoever sent it."""
+
+    def __init__(
+        self,
+        request: Request,
+        query: QueryPipeline,
+        library: Library,
+        limits: QuestionLimits,
+        quotas: Quotas,
+    ) -> None:
+        self._request = request
+        self._query = query
+        self._library = OwnedLibrary(library, identity(request))
+        self._limits = limits
+        self._quotas = quotas
+
+    async def search(self, wanted: SearchArguments) -> dict[str, Any]:
+        deadline = self._limits.deadline(self._request, None)
+        passages, degraded = await self._query.search(self._question(wanted), deadline)
+        return {
+            "passages": [passage_json(passage) for passage in passages],
+            "degraded": degraded_json(degraded),
+        }
+
+    async def ask(self, wanted: AskArguments, notice: Notice) -> dict[str, Any]:
+        question = self._question(wanted, max_tokens=wanted.max_tokens)
+        answered = self._query.answer(question, self._limits.deadline(self._request, None))
+        async with aclosing(metered(answered, question, self._request, self._quotas)) as events:
+            async for event in events:
+                if isinstance(event, Queued):
+                    await notice(waiting_text(event.position, event.eta_s))
+                elif isinstance(event, Answer):
+                    return answer_json(event, self._request.state.request_id)
+        raise RuntimeError("an answer's events end with the Answer")
+
+    async def documents(self, wanted: ListArguments) -> dict[str, Any]:
+        found = await self._library.documents(
+            collection=wanted.collection,
+            limit=wanted.limit + 1,
+            after=DocumentId(wanted.after) if wanted.after else None,
+        )
+        return {
+            "documents": [document_json(document) for document in found[: wanted.limit]],
+            "next": found[wanted.limit - 1].id if len(found) > wanted.limit else None,
+        }
+
+    async def add(self, given: AddArguments, _notice: Notice) -> dict[str, Any]:
+        data = await asyncio.to_thread(_decoded, given.content_base64)
+        accepted = await self._library.accept(
+            io.BytesIO(data), filename=given.filename, collection=given.collection
+        )
+        return {**document_json(accepted.document), "duplicate": accepted.duplicate}
+
+    def _question(self, wanted: SearchArguments, *, max_tokens: int | None = None) -> Question:
+        return self._limits.question(
+            wanted.question,
+            request=self._request,
+            collection=wanted.collection,
+            document_ids=wanted.document_ids,
+            top_k=wanted.top_k,
+            max_tokens=max_tokens,
+            route="mcp",
+        )
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        data = base64.b64decode(text, validate=True)
+    except binascii.Error as exc:
+        raise InvalidParameter(
+            f"content_base64 is not base64: {exc}.", param="content_base64"
+        ) from exc
+    if len(data) > MAX_INLINE_BYTES:
+        raise DocumentTooLarge(
+            f"A PDF inside a call may have {MAX_INLINE_BYTES} bytes. Send larger ones to POST /upload, "
+            "or use `tidegate mcp`, which takes a path."
+        )
+    return data

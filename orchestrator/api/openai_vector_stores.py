@@ -1,0 +1,431 @@
+"""OpenAI's `/v1/vector_stores`: files that are searched together, and what is written on them."""
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from starlette.responses import JSONResponse
+
+from orchestrator.api.access import identity
+from orchestrator.api.ask import QuestionLimits, degraded_header
+from orchestrator.api.attribute_filters import matcher
+from orchestrator.api.file_search_schemas import (
+    ChunkingStrategy,
+    FileBatchCreateRequest,
+    FileBatchOut,
+    RankingOptions,
+    StoreContentPage,
+    StoreFileCreateRequest,
+    StoreFileDeleted,
+    StoreFileOut,
+    StoreFilesPage,
+    StoreFileStatusOut,
+    StoreFileUpdateRequest,
+    StoreResultsPage,
+    StoreSearchRequest,
+    VectorStoreCreateRequest,
+    VectorStoreDeleted,
+    VectorStoreOut,
+    VectorStoresPage,
+    VectorStoreUpdateRequest,
+)
+from orchestrator.api.openai_files import Order, listing, page
+from orchestrator.api.openapi_document import DEADLINE, DEGRADED_HEADERS, ERRORS
+from orchestrator.api.sse import unless_disconnected
+from orchestrator.domain import Degraded, Passage
+from orchestrator.errors import DocumentError as UnreadableDocument
+from orchestrator.errors import InvalidParameter, NotAPdf, NoTextInDocument, leaves
+from orchestrator.pipelines.query import QueryPipeline
+from orchestrator.pipelines.vector_stores import VectorStores
+from orchestrator.retrieval.registry_rows import (
+    Attributes,
+    FileBatch,
+    FileCounts,
+    StoreFile,
+    VectorStore,
+)
+
+MAX_PAGE, DEFAULT_PAGE = 100, 20
+DEFAULT_RESULTS = 10
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+After = Annotated[str | None, Query(description="`last_id` of the page before.")]
+Before = Annotated[str | None, Query(description="`first_id` of the page after.")]
+Status = Annotated[StoreFileStatusOut | None, Query(alias="filter", description="In this state.")]
+
+
+class VectorStoreRoutes:
+    """The stores' doors."""
+
+    def __init__(
+        self, *, stores: VectorStores, query: QueryPipeline, limits: QuestionLimits
+    ) -> None:
+        self._stores = stores
+        self._query = query
+        self._limits = limits
+
+    def router(self) -> APIRouter:
+        """The routes."""
+        router = APIRouter(prefix="/v1/vector_stores", responses=ERRORS)
+        add = router.add_api_route
+        add("", self.create, methods=["POST"], response_model=VectorStoreOut)
+        add("", self.listed, methods=["GET"], response_model=VectorStoresPage)
+        one = "/{vector_store_id}"
+        add(one, self.get, methods=["GET"], response_model=VectorStoreOut)
+        add(one, self.update, methods=["POST"], response_model=VectorStoreOut)
+        add(one, self.delete, methods=["DELETE"], response_model=VectorStoreDeleted)
+        add(
+            f"{one}/search",
+            self.search,
+            methods=["POST"],
+            response_model=StoreResultsPage,
+            responses={200: {"headers": DEGRADED_HEADERS}},
+            openapi_extra=DEADLINE,
+            summary="Find passages in a vector store",
+        )
+        files = f"{one}/files"
+        add(files, self.add_file, methods=["POST"], response_model=StoreFileOut)
+        add(files, self.files, methods=["GET"], response_model=StoreFilesPage)
+        file = f"{files}/{{file_id}}"
+        add(file, self.file, methods=["GET"], response_model=StoreFileOut)
+        add(file, self.update_file, methods=["POST"], response_model=StoreFileOut)
+        add(file, self.remove_file, methods=["DELETE"], response_model=StoreFileDeleted)
+        add(f"{file}/content", self.content, methods=["GET"], response_model=StoreContentPage)
+        batches = f"{one}/file_batches"
+        add(batches, self.add_batch, methods=["POST"], response_model=FileBatchOut)
+        batch = f"{batches}/{{batch_id}}"
+        add(batch, self.batch, methods=["GET"], response_model=FileBatchOut)
+        add(f"{batch}/cancel", self.cancel, methods=["POST"], response_model=FileBatchOut)
+        add(f"{batch}/files", self.batch_files, methods=["GET"], response_model=StoreFilesPage)
+        return router
+
+    async def create(self, body: VectorStoreCreateRequest, request: Request) -> dict[str, Any]:
+        """Make a store, with files if some are named."""
+        _stays(body.expires_after)
+        _auto_only(body.chunking_strategy)
+        store = await self._stores.create(
+            identity(request),
+            name=body.name or "",
+            metadata=body.metadata or {},
+            file_ids=body.file_ids,
+        )
+        return await self._store_json(store)
+
+    async def listed(
+        self,
+        request: Request,
+        limit: Limit = DEFAULT_PAGE,
+        after: After = None,
+        before: Before = None,
+        order: Order = "desc",
+    ) -> dict[str, Any]:
+        """List stores, the newest first."""
+        found = await self._stores.listed(identity(request), listing(limit, after, before, order))
+        return page([await self._store_json(store) for store in found], limit)
+
+    async def get(self, vector_store_id: str, request: Request) -> dict[str, Any]:
+        """Describe one store, and how far its files are."""
+        return await self._store_json(await self._stores.get(identity(request), vector_store_id))
+
+    async def update(
+        self, vector_store_id: str, body: VectorStoreUpdateRequest, request: Request
+    ) -> dict[str, Any]:
+        """Give a store another name or other metadata."""
+        _stays(body.expires_after)
+        store = await self._stores.change(
+            identity(request), vector_store_id, name=body.name, metadata=body.metadata
+        )
+        return await self._store_json(store)
+
+    async def delete(self, vector_store_id: str, request: Request) -> dict[str, Any]:
+        """Remove a store; the files that were put into it stay."""
+        await self._stores.delete(identity(request), vector_store_id)
+        return {"id": vector_store_id, "object": "vector_store.deleted", "deleted": True}
+
+    async def search(
+        self, vector_store_id: str, body: StoreSearchRequest, request: Request
+    ) -> Response:
+        """Find the passages of a store that fit a query best, by meaning and by words."""
+        queries = [body.query] if isinstance(body.query, str) else body.query
+        check_ranking(body.ranking_options, param="ranking_options")
+        matches = None if body.filters is None else matcher(body.filters, param="filters")
+        wanted = min(body.max_num_results or DEFAULT_RESULTS, self._limits.max_top_k)
+        question = self._limits.question(
+            "\n".join(queries),
+            request=request,
+            collection=vector_store_id,
+            document_ids=(),
+            top_k=wanted,
+            param="query",
+        )
+        deadline = self._limits.deadline(request, body.timeout_s)
+        async with deadline.scope():
+            part = await self._stores.searchable(identity(request), vector_store_id, matches)
+        passages: tuple[Passage, ...] = ()
+        degraded: Degraded | None = None
+        if not part.nothing:
+            question = replace(question, document_ids=part.document_ids)
+            search = self._query.search(question, deadline)
+            passages, degraded = await unless_disconnected(request, search)
+        least = body.ranking_options.score_threshold if body.ranking_options else None
+        files = await self._stores.by_document(
+            vector_store_id, [passage.document_id for passage in passages]
+        )
+        results = [
+            result_json(passage, files[passage.document_id])
+            for passage in passages
+            if passage.document_id in files and passage.score >= (least or -1)
+        ]
+        found = {
+            "object": "vector_store.search_results.page",
+            "search_query": queries,
+            "data": results,
+            "has_more": False,
+            "next_page": None,
+        }
+        return JSONResponse(found, headers=degraded_header(degraded))
+
+    async def add_file(
+        self, vector_store_id: str, body: StoreFileCreateRequest, request: Request
+    ) -> dict[str, Any]:
+        """Put a file into a store; it can be searched once it is `completed`."""
+        _auto_only(body.chunking_strategy)
+        who = identity(request)
+        await self._stores.add(who, vector_store_id, {body.file_id: body.attributes or {}})
+        return store_file_json(await self._stores.file(who, vector_store_id, body.file_id))
+
+    async def files(
+        self,
+        vector_store_id: str,
+        request: Request,
+        status: Status = None,
+        limit: Limit = DEFAULT_PAGE,
+        after: After = None,
+        before: Before = None,
+        order: Order = "desc",
+    ) -> dict[str, Any]:
+        """List the files of a store, the newest first."""
+        found = await self._stores.files(
+            identity(request),
+            vector_store_id,
+            listing(limit, after, before, order),
+            status=status,
+        )
+        return page([store_file_json(file) for file in found], limit)
+
+    async def file(self, vector_store_id: str, file_id: str, request: Request) -> dict[str, Any]:
+        """Tell how far a file of a store is."""
+        return store_file_json(await self._stores.file(identity(request), vector_store_id, file_id))
+
+    async def update_file(
+        self,
+        vector_store_id: str,
+        file_id: str,
+        body: StoreFileUpdateRequest,
+        request: Request,
+    ) -> dict[str, Any]:
+        """Write other attributes on a file of a store."""
+        found = await self._stores.set_attributes(
+            identity(request), vector_store_id, file_id, body.attributes or {}
+        )
+        return store_file_json(found)
+
+    async def remove_file(
+        self, vector_store_id: str, file_id: str, request: Request
+    ) -> dict[str, Any]:
+        """Take a file out of a store; the file itself stays."""
+        await self._stores.remove(identity(request), vector_store_id, file_id)
+        return {"id": file_id, "object": "vector_store.file.deleted", "deleted": True}
+
+    async def content(self, vector_store_id: str, file_id: str, request: Request) -> dict[str, Any]:
+        """Give the text that was read from a file of a store, page by page."""
+        texts = await self._stores.page_texts(identity(request), vector_store_id, file_id)
+        return {
+            "object": "vector_store.file_content.page",
+            "data": [{"type": "text", "text": text} for text in texts],
+            "has_more": False,
+            "next_page": None,
+        }
+
+    async def add_batch(
+        self, vector_store_id: str, body: FileBatchCreateRequest, request: Request
+    ) -> dict[str, Any]:
+        """Put many files into a store at once."""
+        files = _batch_files(body)
+        who = identity(request)
+        batch = await self._stores.add_batch(who, vector_store_id, files)
+        return await self._batch_json(batch)
+
+    async def batch(self, vector_store_id: str, batch_id: str, request: Request) -> dict[str, Any]:
+        """Tell how far a batch is."""
+        who = identity(request)
+        return await self._batch_json(await self._stores.batch(who, vector_store_id, batch_id))
+
+    async def cancel(self, vector_store_id: str, batch_id: str, request: Request) -> dict[str, Any]:
+        """Take back what is not done of a batch."""
+        who = identity(request)
+        return await self._batch_json(await self._stores.cancel(who, vector_store_id, batch_id))
+
+    async def batch_files(
+        self,
+        vector_store_id: str,
+        batch_id: str,
+        request: Request,
+        status: Status = None,
+        limit: Limit = DEFAULT_PAGE,
+        after: After = None,
+        before: Before = None,
+        order: Order = "desc",
+    ) -> dict[str, Any]:
+        """List the files of a batch, the newest first."""
+        found = await self._stores.files(
+            identity(request),
+            vector_store_id,
+            listing(limit, after, before, order),
+            status=status,
+            batch_id=batch_id,
+        )
+        return page([store_file_json(file) for file in found], limit)
+
+    async def _store_json(self, store: VectorStore) -> dict[str, Any]:
+        counts = await self._stores.counts(store.id)
+        return {
+            "id": store.id,
+            "object": "vector_store",
+            "created_at": int(store.created_at),
+            "last_active_at": int(store.last_active_at),
+            "name": store.name,
+            "metadata": store.metadata,
+            "usage_bytes": counts.usage_bytes,
+            "file_counts": _counts_json(counts),
+            "status": "in_progress" if counts.in_progress else "completed",
+            "expires_after": None,
+            "expires_at": None,
+        }
+
+    async def _batch_json(self, batch: FileBatch) -> dict[str, Any]:
+        counts = await self._stores.counts(batch.store_id, batch_id=batch.id)
+        going_on = "in_progress" if counts.in_progress else "completed"
+        return {
+            "id": batch.id,
+            "object": "vector_store.files_batch",
+            "created_at": int(batch.created_at),
+            "vector_store_id": batch.store_id,
+            "status": "cancelled" if batch.cancelled else going_on,
+            "file_counts": _counts_json(counts),
+        }
+
+
+def check_ranking(options: RankingOptions | None, *, param: str) -> None:
+    """
+    Do nothing if results can be ranked so.
+
+    Raises:
+        InvalidParameter: If weights are asked for: there is one way of ranking here.
+    """
+    if options is not None and options.hybrid_search is not None:
+        raise InvalidParameter(
+            "Meaning and words always count alike here: leave `hybrid_search` out.",
+            param=f"{param}.hybrid_search",
+        )
+
+
+def store_file_json(file: StoreFile) -> dict[str, Any]:
+    """A file in a store on the wire."""
+    return {
+        "id": file.file_id,
+        "object": "vector_store.file",
+        "created_at": int(file.created_at),
+        "vector_store_id": file.store_id,
+        "status": file.status,
+        "last_error": _last_error(file),
+        "usage_bytes": file.size_bytes if file.status == "completed" else 0,
+        "attributes": file.attributes,
+        "chunking_strategy": {"type": "auto"},
+        "document_id": file.document_id,
+    }
+
+
+def result_json(passage: Passage, file: StoreFile) -> dict[str, Any]:
+    """A passage that was found in a store, on the wire."""
+    return {
+        "file_id": file.file_id,
+        "filename": file.filename,
+        "score": round(max(0.0, passage.score), 4),
+        "attributes": file.attributes,
+        "content": [{"type": "text", "text": passage.text}],
+        **place_json(passage),
+    }
+
+
+def place_json(passage: Passage) -> dict[str, Any]:
+    """Where a passage stands, on the wire."""
+    return {
+        "document_id": passage.document_id,
+        "page": passage.page,
+        "char_start": passage.char_start,
+        "char_end": passage.char_end,
+    }
+
+
+def _counts_json(counts: FileCounts) -> dict[str, int]:
+    return {
+        "in_progress": counts.in_progress,
+        "completed": counts.completed,
+        "failed": counts.failed,
+        "cancelled": counts.cancelled,
+        "total": counts.total,
+    }
+
+
+def _last_error(file: StoreFile) -> dict[str, str] | None:
+    """Why it failed: in OpenAI's three codes, and in our words."""
+    if file.status != "failed":
+        return None
+    if file.error_code is None:
+        message = "The document was deleted (DELETE /documents/{id}). Put the file in again."
+        return {"code": "invalid_file", "message": message}
+    code = "server_error"
+    if file.error_code in {NotAPdf.code, NoTextInDocument.code}:
+        code = "unsupported_file"
+    elif file.error_code in _UNREADABLE:
+        code = "invalid_file"
+    return {"code": code, "message": file.error_message or file.error_code}
+
+
+_UNREADABLE = {kind.code for kind in leaves() if issubclass(kind, UnreadableDocument)}
+
+
+def _batch_files(body: FileBatchCreateRequest) -> dict[str, Attributes]:
+    """What is to be written on each file, by its id."""
+    _auto_only(body.chunking_strategy)
+    if (body.file_ids is None) == (body.files is None):
+        raise InvalidParameter(
+            "Name the files once: by `file_ids`, or by `files` with attributes of their own.",
+            param="file_ids",
+        )
+    if body.file_ids is not None:
+        found = dict.fromkeys(body.file_ids, body.attributes or {})
+    else:
+        for file in body.files or []:
+            _auto_only(file.chunking_strategy)
+        found = {file.file_id: file.attributes or {} for file in body.files or []}
+    if not found:
+        raise InvalidParameter("The batch is empty. Name at least one file.", param="file_ids")
+    return found
+
+
+def _stays(expires_after: dict[str, Any] | None) -> None:
+    if expires_after is not None:
+        raise InvalidParameter(
+            "Vector stores stay until they are deleted: leave `expires_after` out.",
+            param="expires_after",
+        )
+
+
+def _auto_only(chunking: ChunkingStrategy | None) -> None:
+    if chunking is not None and chunking.type != "auto":
+        raise InvalidParameter(
+            "Files are cut as this service is set up (ORCHESTRATOR_CHUNK_TOKENS): leave "
+            "`chunking_strategy` out, or ask for `auto`.",
+            param="chunking_strategy",
+        )
