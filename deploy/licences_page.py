@@ -43,6 +43,7 @@ THOUGHT_ABOUT = {
     "hypothesis": "weak copyleft (MPL 2.0): tests alone, used unchanged.",
     "intel-cmplr-lib-ur": "Intel's terms: free to use; read them before passing it on.",
     "intel-openmp": "Intel's terms: free to use; read them before passing it on.",
+    "orjson": "weak copyleft (MPL 2.0) in part: tests alone, used unchanged.",
     "pathspec": "weak copyleft (MPL 2.0): tests alone, used unchanged.",
     "pycountry": "weak copyleft (LGPL 2.1): vLLM asks for it, used unchanged.",
     "quack-kernels": "names none: read its page before passing it on.",
