@@ -260,6 +260,7 @@ def assemble(settings: Settings) -> Components:
             embedder=embedder,
             tokenizer=tokenizer,
             threads=threads,
+            places=Bulkhead(settings.max_embedding_requests),
             model=_embedding_name(settings),
             dimension=embedding_dimension(model),
         ),

@@ -256,6 +256,9 @@ class Settings(BaseSettings):
         ge=1,
         description="Bytes that the PDFs of a collection may take together; beyond it 507.",
     )
+    max_embedding_requests: int = Field(
+        4, ge=1, description="Requests to /v1/embeddings at once; the next one gets 429."
+    )
     traces_url: str | None = Field(
         None,
         description="Where an OpenTelemetry collector takes traces over OTLP/HTTP, such as "

@@ -39,18 +39,27 @@ LEEWAY_S = 120.0
 """What Schemathesis may take beyond its time to tell what it found."""
 KEYED_SHARE = 1 / 3
 NEVER = "doc-000000000000000000000000"
+EMBEDDER = "default"
+"""What an embedder behind HTTP is called, unless it is named."""
 RANGES = ["bytes=0-99", "bytes=-5", "bytes=5-", "bytes=0-1,4-5", "bytes=9999999-", "bytes=9-1"]
 SERIES = re.compile(r'^tidegate_requests_total\{code="(.*)",route="(.*)"\} (\S+)$', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A running orchestrator: its documents, the key of whoever fuzzes, and that of whoever looks."""
+    """
+    A running orchestrator: what is in it, the key of whoever fuzzes, and that of whoever looks.
+
+    Ids of documents, uploaded files, vector stores and their batches.
+    """
 
     program: Program
     documents: list[str]
     key: str | None
     admin_key: str | None
+    files: list[str]
+    stores: list[str]
+    batches: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +125,7 @@ def _service(folder: Path, *, keyed: bool) -> Iterator[Service]:
                 ("failed.pdf", pdfs.image_only()),
             )
         ]
-        yield Service(program, documents, key, admin_key)
+        yield Service(program, documents, key, admin_key, **_stored(http))
 
 
 def _make_key(data_dir: Path, name: str, *options: str) -> str:
@@ -140,6 +149,25 @@ def _added(http: httpx2.Client, name: str, data: bytes) -> str:
     return document_id
 
 
+def _stored(http: httpx2.Client) -> dict[str, list[str]]:
+    """Files, a vector store with them in it, and the batch that they came in."""
+    files = [
+        http
+        .post(
+            "/v1/files",
+            files={"file": (name, pdfs.text_pdf([text]), "application/pdf")},
+            data={"purpose": "assistants"},
+        )
+        .raise_for_status()
+        .json()["id"]
+        for name, text in (("gate.pdf", "The gate closes at dusk."), ("lock.pdf", "A lock."))
+    ]
+    store = http.post("/v1/vector_stores", json={"name": "kept"}).raise_for_status().json()["id"]
+    place = f"/v1/vector_stores/{store}/file_batches"
+    batch = http.post(place, json={"file_ids": files}).raise_for_status().json()["id"]
+    return {"files": files, "stores": [store], "batches": [batch]}
+
+
 def _schemathesis(
     service: Service, folder: Path, options: Sequence[str], within_s: float
 ) -> tuple[int, str]:
@@ -156,7 +184,7 @@ def _schemathesis(
     environment = {
         **os.environ,
         "SCHEMATHESIS_HOOKS": "tests.fuzz_inputs",
-        "TIDEGATE_FUZZ_KEPT": " ".join(service.documents),
+        "TIDEGATE_FUZZ_KEPT": " ".join([*service.documents, *service.files, *service.stores]),
         "PYTHONPATH": str(ROOT),
     }
     try:
@@ -179,9 +207,12 @@ def _configuration(service: Service) -> str:
     """Values that exist, so that not every request ends at a 404."""
     lists = {
         "documents": [*service.documents, NEVER],
-        "models": [MODEL],
+        "models": [MODEL, EMBEDDER],
         "collections": ["default"],
         "ranges": RANGES,
+        "files": [*service.files, NEVER],
+        "stores": service.stores,
+        "batches": service.batches,
     }
     drawn = {
         "path.document_id": "documents",
@@ -192,6 +223,12 @@ def _configuration(service: Service) -> str:
         "body.model": "models",
         "body.collection": "collections",
         "body.document_ids[*]": "documents",
+        "path.file_id": "files",
+        "path.vector_store_id": "stores",
+        "path.batch_id": "batches",
+        "body.file_id": "files",
+        "body.file_ids[*]": "files",
+        "body.tools[*].vector_store_ids[*]": "stores",
     }
     lines = ["[cache]", "enabled = false", "[output.sanitization]", "enabled = false"]
     lines.append("[dictionaries]")

@@ -18,7 +18,7 @@ from schemathesis import Case, HookContext
 from tests import pdfs
 
 KEPT = frozenset(os.environ.get("TIDEGATE_FUZZ_KEPT", "").split())
-"""Ids of the documents that are not deleted."""
+"""Ids of what is not deleted."""
 NOBODYS = "doc-000000000000000000000000"
 PATIENCE_S = 60.0
 AMBIGUOUS = 2
@@ -51,8 +51,9 @@ def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None
 @schemathesis.hook
 def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
     """Keep what the other requests need, and leave each enough time to be answered."""
-    if case.method == "DELETE" and case.path_parameters.get("document_id") in KEPT:
-        case.path_parameters["document_id"] = NOBODYS
+    for name, value in case.path_parameters.items() if case.method == "DELETE" else ():
+        if value in KEPT:
+            case.path_parameters[name] = NOBODYS
     if isinstance(case.body, dict) and _too_short(case.body.get("timeout_s"), PATIENCE_S):
         case.body["timeout_s"] = PATIENCE_S
     if isinstance(case.body, dict):
@@ -71,7 +72,7 @@ def _make_servable(body: dict[str, Any]) -> None:
         if type(value) is int and value > most and value % 2:
             body[name] = most
     with suppress(KeyError, IndexError, TypeError):
-        last = body["messages"][-1]
+        last = body["messages"][-1] if "messages" in body else body["input"][-1]
         if last["role"] in {"system", "developer", "assistant"}:
             last["role"] = "user"
         for part in last["content"] if isinstance(last["content"], list) else ():

@@ -7,7 +7,8 @@ import numpy as np
 
 from orchestrator.concurrency import Threads
 from orchestrator.domain import Embeddings
-from orchestrator.errors import InvalidParameter
+from orchestrator.errors import InvalidParameter, Overloaded
+from orchestrator.resilience.admission import Bulkhead
 from orchestrator.retrieval.arrays import Vector
 from orchestrator.retrieval.embedder_model import EmbedderTokenizer
 
@@ -31,6 +32,7 @@ class EmbeddingPipeline:
     Args:
         embedder: Passages go into its slower lane, beside documents: questions go first.
         tokenizer: That of its model.
+        places: Callers that may embed at once: more would leave no room to documents.
         model: What the model is called.
         dimension: Length of its vectors.
 
@@ -45,10 +47,12 @@ class EmbeddingPipeline:
         embedder: Embedding,
         tokenizer: EmbedderTokenizer,
         threads: Threads,
+        places: Bulkhead,
         model: str,
         dimension: int,
     ) -> None:
         self._embedder = embedder
+        self._places = places
         self._tokenizer = tokenizer
         self._threads = threads
         self.model = model
@@ -81,9 +85,18 @@ class EmbeddingPipeline:
 
         Raises:
             EmbedderUnavailable: If the embedder cannot now.
-            QueueFull: If too many wait for it.
+            Overloaded: If as many callers embed as may.
+            QueueFull: If too many wait for the embedder.
         """
-        if not questions:
-            return await self._embedder.embed_passages(texts)
-        rows = [await self._embedder.embed_query(text) for text in texts]
-        return np.stack(rows)
+        with self._places.hold(_full):
+            if not questions:
+                return await self._embedder.embed_passages(texts)
+            return np.stack([await self._embedder.embed_query(text) for text in texts])
+
+
+def _full() -> Overloaded:
+    return Overloaded(
+        "As many callers embed texts as may (ORCHESTRATOR_MAX_EMBEDDING_REQUESTS). Try again in a "
+        "moment.",
+        retry_after_s=1.0,
+    )

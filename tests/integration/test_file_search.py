@@ -1,5 +1,6 @@
 """OpenAI's files, vector stores, responses and embeddings, asked by OpenAI's own client."""
 
+import concurrent.futures
 import os
 import signal
 import time
@@ -611,6 +612,21 @@ class TestEmbeddings:
         """None is cut, or guessed at, in silence."""
         with pytest.raises(error):
             client.embeddings.create(**{"model": model, "input": "x"} | arguments)
+
+    def test_a_crowd_is_told_when_to_come_back(self, client, model):
+        """So that documents are embedded beside it."""
+
+        def embed(_):
+            try:
+                client.embeddings.create(model=model, input=["The gate closes at dusk."] * 64)
+            except openai.RateLimitError as refused:
+                return refused.response.headers["retry-after"]
+            return "embedded"
+
+        with concurrent.futures.ThreadPoolExecutor(32) as pool:
+            found = list(pool.map(embed, range(64)))
+        assert "embedded" in found
+        assert set(found) == {"embedded", "1"}
 
 
 class TestAfterACrash:
