@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 
 from orchestrator.api.access import identity
 from orchestrator.api.documents import DocumentFile
+from orchestrator.api.file_search_json import file_json
 from orchestrator.api.file_search_schemas import FileDeleted, FileOut, FilesPage
 from orchestrator.api.forms import form_of, only
 from orchestrator.api.openapi_document import ERRORS, FILE, RANGE
@@ -16,7 +17,7 @@ from orchestrator.api.sse import unless_disconnected
 from orchestrator.errors import InvalidParameter, InvalidRequest
 from orchestrator.pipelines.uploads import Uploads
 from orchestrator.pipelines.vector_stores import VectorStores
-from orchestrator.retrieval.registry_rows import Listing, UploadedFile
+from orchestrator.retrieval.registry_rows import Listing
 
 PURPOSES = ("assistants", "user_data")
 MAX_PAGE, DEFAULT_PAGE = 10_000, 1000
@@ -146,19 +147,4 @@ def page(found: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
         "first_id": shown[0]["id"] if shown else None,
         "last_id": shown[-1]["id"] if shown else None,
         "has_more": len(found) > limit,
-    }
-
-
-def file_json(file: UploadedFile) -> dict[str, Any]:
-    """A file on the wire."""
-    return {
-        "id": file.id,
-        "object": "file",
-        "bytes": file.size_bytes,
-        "created_at": int(file.created_at),
-        "expires_at": None,
-        "filename": file.filename,
-        "purpose": file.purpose,
-        "status": "processed",
-        "status_details": None,
     }

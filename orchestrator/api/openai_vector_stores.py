@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse
 from orchestrator.api.access import identity
 from orchestrator.api.ask import QuestionLimits, degraded_header
 from orchestrator.api.attribute_filters import matcher
+from orchestrator.api.file_search_json import batch_json, result_json, store_file_json, store_json
 from orchestrator.api.file_search_schemas import (
     ChunkingStrategy,
     FileBatchCreateRequest,
@@ -32,18 +33,10 @@ from orchestrator.api.file_search_schemas import (
 from orchestrator.api.openai_files import Order, listing, page
 from orchestrator.api.openapi_document import DEADLINE, DEGRADED_HEADERS, ERRORS
 from orchestrator.api.sse import unless_disconnected
-from orchestrator.domain import Degraded, Passage
-from orchestrator.errors import DocumentError as UnreadableDocument
-from orchestrator.errors import InvalidParameter, NotAPdf, NoTextInDocument, leaves
+from orchestrator.errors import InvalidParameter
 from orchestrator.pipelines.query import QueryPipeline
 from orchestrator.pipelines.vector_stores import VectorStores
-from orchestrator.retrieval.registry_rows import (
-    Attributes,
-    FileBatch,
-    FileCounts,
-    StoreFile,
-    VectorStore,
-)
+from orchestrator.retrieval.registry_rows import Attributes, FileBatch, VectorStore
 
 MAX_PAGE, DEFAULT_PAGE = 100, 20
 DEFAULT_RESULTS = 10
@@ -160,29 +153,26 @@ class VectorStoreRoutes:
         deadline = self._limits.deadline(request, body.timeout_s)
         async with deadline.scope():
             part = await self._stores.searchable(identity(request), vector_store_id, matches)
-        passages: tuple[Passage, ...] = ()
-        degraded: Degraded | None = None
-        if not part.nothing:
-            question = replace(question, document_ids=part.document_ids)
-            search = self._query.search(question, deadline)
-            passages, degraded = await unless_disconnected(request, search)
-        least = body.ranking_options.score_threshold if body.ranking_options else None
+        if part.nothing:
+            return _results(queries, [], {})
+        question = replace(question, document_ids=part.document_ids)
+        passages, degraded = await unless_disconnected(
+            request, self._query.search(question, deadline)
+        )
         files = await self._stores.by_document(
             vector_store_id, [passage.document_id for passage in passages]
         )
-        results = [
-            result_json(passage, files[passage.document_id])
-            for passage in passages
-            if passage.document_id in files and passage.score >= (least or -1)
-        ]
-        found = {
-            "object": "vector_store.search_results.page",
-            "search_query": queries,
-            "data": results,
-            "has_more": False,
-            "next_page": None,
-        }
-        return JSONResponse(found, headers=degraded_header(degraded))
+        options = body.ranking_options
+        least = options.score_threshold if options and options.score_threshold else -1.0
+        return _results(
+            queries,
+            [
+                result_json(passage, files[passage.document_id])
+                for passage in passages
+                if passage.document_id in files and passage.score >= least
+            ],
+            degraded_header(degraded),
+        )
 
     async def add_file(
         self, vector_store_id: str, body: StoreFileCreateRequest, request: Request
@@ -287,32 +277,10 @@ class VectorStoreRoutes:
         return page([store_file_json(file) for file in found], limit)
 
     async def _store_json(self, store: VectorStore) -> dict[str, Any]:
-        counts = await self._stores.counts(store.id)
-        return {
-            "id": store.id,
-            "object": "vector_store",
-            "created_at": int(store.created_at),
-            "last_active_at": int(store.last_active_at),
-            "name": store.name,
-            "metadata": store.metadata,
-            "usage_bytes": counts.usage_bytes,
-            "file_counts": _counts_json(counts),
-            "status": "in_progress" if counts.in_progress else "completed",
-            "expires_after": None,
-            "expires_at": None,
-        }
+        return store_json(store, await self._stores.counts(store.id))
 
     async def _batch_json(self, batch: FileBatch) -> dict[str, Any]:
-        counts = await self._stores.counts(batch.store_id, batch_id=batch.id)
-        going_on = "in_progress" if counts.in_progress else "completed"
-        return {
-            "id": batch.id,
-            "object": "vector_store.files_batch",
-            "created_at": int(batch.created_at),
-            "vector_store_id": batch.store_id,
-            "status": "cancelled" if batch.cancelled else going_on,
-            "file_counts": _counts_json(counts),
-        }
+        return batch_json(batch, await self._stores.counts(batch.store_id, batch_id=batch.id))
 
 
 def check_ranking(options: RankingOptions | None, *, param: str) -> None:
@@ -329,70 +297,17 @@ def check_ranking(options: RankingOptions | None, *, param: str) -> None:
         )
 
 
-def store_file_json(file: StoreFile) -> dict[str, Any]:
-    """A file in a store on the wire."""
-    return {
-        "id": file.file_id,
-        "object": "vector_store.file",
-        "created_at": int(file.created_at),
-        "vector_store_id": file.store_id,
-        "status": file.status,
-        "last_error": _last_error(file),
-        "usage_bytes": file.size_bytes if file.status == "completed" else 0,
-        "attributes": file.attributes,
-        "chunking_strategy": {"type": "auto"},
-        "document_id": file.document_id,
+def _results(
+    queries: list[str], results: list[dict[str, Any]], headers: dict[str, str]
+) -> Response:
+    found = {
+        "object": "vector_store.search_results.page",
+        "search_query": queries,
+        "data": results,
+        "has_more": False,
+        "next_page": None,
     }
-
-
-def result_json(passage: Passage, file: StoreFile) -> dict[str, Any]:
-    """A passage that was found in a store, on the wire."""
-    return {
-        "file_id": file.file_id,
-        "filename": file.filename,
-        "score": round(max(0.0, passage.score), 4),
-        "attributes": file.attributes,
-        "content": [{"type": "text", "text": passage.text}],
-        **place_json(passage),
-    }
-
-
-def place_json(passage: Passage) -> dict[str, Any]:
-    """Where a passage stands, on the wire."""
-    return {
-        "document_id": passage.document_id,
-        "page": passage.page,
-        "char_start": passage.char_start,
-        "char_end": passage.char_end,
-    }
-
-
-def _counts_json(counts: FileCounts) -> dict[str, int]:
-    return {
-        "in_progress": counts.in_progress,
-        "completed": counts.completed,
-        "failed": counts.failed,
-        "cancelled": counts.cancelled,
-        "total": counts.total,
-    }
-
-
-def _last_error(file: StoreFile) -> dict[str, str] | None:
-    """Why it failed: in OpenAI's three codes, and in our words."""
-    if file.status != "failed":
-        return None
-    if file.error_code is None:
-        message = "The document was deleted (DELETE /documents/{id}). Put the file in again."
-        return {"code": "invalid_file", "message": message}
-    code = "server_error"
-    if file.error_code in {NotAPdf.code, NoTextInDocument.code}:
-        code = "unsupported_file"
-    elif file.error_code in _UNREADABLE:
-        code = "invalid_file"
-    return {"code": code, "message": file.error_message or file.error_code}
-
-
-_UNREADABLE = {kind.code for kind in leaves() if issubclass(kind, UnreadableDocument)}
+    return JSONResponse(found, headers=headers)
 
 
 def _batch_files(body: FileBatchCreateRequest) -> dict[str, Attributes]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.api.ask import citation_json, degraded_json
-from orchestrator.api.openai_vector_stores import place_json
+from orchestrator.api.file_search_json import place_json
 from orchestrator.api.responses_schemas import ResponseRequest
 from orchestrator.api.sse import frame
 from orchestrator.domain import Answer, DocumentId, Passage
