@@ -165,7 +165,6 @@ class TestTools:
                 while not await is_ready():
                     await asyncio.sleep(0.05)
 
-    @WAYS
     @pytest.mark.parametrize(
         ("tool", "arguments", "code"),
         [
@@ -183,12 +182,22 @@ class TestTools:
             ("unknown", {}, "invalid_parameter"),
         ],
     )
-    async def test_a_mistake_is_told(self, service, connected, tool, arguments, code):
+    async def test_a_mistake_is_told(self, service, tool, arguments, code):
         """As a result that a model can read, with the code."""
-        async with connected(service.url) as client:
+        async with over_http(service.url) as client:
             found = await client.call_tool(tool, arguments)
         assert found.is_error
         assert found.structured_content["error"]["code"] == code
+
+    async def test_a_mistake_is_told_on_stdio(self, service):
+        """By us before anybody is asked, or by the service."""
+        wrong = [({}, "invalid_parameter"), ({"collection": "nobodys"}, "collection_not_found")]
+        async with over_stdio(service.url) as client:
+            for more, code in wrong:
+                asked = {"question": QUESTION} | more if more else {}
+                found = await client.call_tool("ask", asked)
+                assert found.is_error
+                assert found.structured_content["error"]["code"] == code
 
     @pytest.mark.parametrize(
         ("content", "code"),
