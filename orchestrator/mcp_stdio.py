@@ -6,7 +6,7 @@ from typing import Any, cast
 import anyio
 from mcp.server import Server, ServerRequestContext
 from mcp.server.stdio import stdio_server
-from mcp_types import CallToolRequestParams, CallToolResult, ListToolsResult, PaginatedRequestParams
+from mcp_types import CallToolResult
 
 from orchestrator.api.mcp_schemas import (
     AddPathArguments,
@@ -14,7 +14,7 @@ from orchestrator.api.mcp_schemas import (
     ListArguments,
     SearchArguments,
 )
-from orchestrator.api.mcp_tools import INSTRUCTIONS, Notice, Tools, refusal, waiting_text
+from orchestrator.api.mcp_tools import Notice, Tools, refusal, tool_server, waiting_text
 from orchestrator.api.schemas import AskResponse, DocumentOut, QueuedOut
 from orchestrator.client import AskOptions, AsyncClient, ClientError, SearchOptions
 from orchestrator.errors import InvalidParameter, OrchestratorError
@@ -40,37 +40,23 @@ async def _serve(url: str, key: str, version: str) -> None:
 
 def stdio_mcp_server(client: AsyncClient, version: str) -> Server[Any]:
     """The server, over a client that does the work."""
-    tools, doors = Tools(AddPathArguments), ClientDoors(client)
+    doors = ClientDoors(client)
+    tools = Tools(AddPathArguments)
+    return tool_server(tools, version=version, doors=lambda _: doors, told=_told)
 
-    async def listed(
-        _context: ServerRequestContext[Any], _params: PaginatedRequestParams | None
-    ) -> ListToolsResult:
-        return ListToolsResult(tools=tools.definitions())
 
-    async def called(
-        context: ServerRequestContext[Any], params: CallToolRequestParams
-    ) -> CallToolResult:
-        told = 0
+def _told(exc: Exception, _context: ServerRequestContext[Any]) -> CallToolResult:
+    """
+    What was refused, by us or by the service, as a result.
 
-        async def notice(text: str) -> None:
-            nonlocal told
-            told += 1
-            await context.session.report_progress(told, message=text)
-
-        try:
-            return await tools.call(params.name, params.arguments, doors, notice)
-        except ClientError as exc:
-            return refusal(str(exc), code=exc.code, retry_after_s=exc.retry_after_s)
-        except OrchestratorError as exc:
-            return refusal(exc.message, code=exc.code, retry_after_s=exc.retry_after_s)
-
-    return Server(
-        "tidegate",
-        version=version,
-        instructions=INSTRUCTIONS,
-        on_list_tools=listed,
-        on_call_tool=called,
-    )
+    Raises:
+        Exception: The same, if it is a bug.
+    """
+    if isinstance(exc, ClientError):
+        return refusal(str(exc), code=exc.code, retry_after_s=exc.retry_after_s)
+    if isinstance(exc, OrchestratorError):
+        return refusal(exc.message, code=exc.code, retry_after_s=exc.retry_after_s)
+    raise exc
 
 
 class ClientDoors:

@@ -8,9 +8,9 @@ from contextlib import aclosing
 from typing import Any, cast
 
 from fastapi import Request
-from mcp.server import Server, ServerRequestContext
+from mcp.server import ServerRequestContext
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp_types import CallToolRequestParams, CallToolResult, ListToolsResult, PaginatedRequestParams
+from mcp_types import CallToolResult
 
 from orchestrator.access.quotas import Quotas
 from orchestrator.api.access import identity
@@ -31,7 +31,14 @@ from orchestrator.api.mcp_schemas import (
     ListArguments,
     SearchArguments,
 )
-from orchestrator.api.mcp_tools import INSTRUCTIONS, Notice, Tools, refusal, waiting_text
+from orchestrator.api.mcp_tools import (
+    Doors,
+    Notice,
+    Tools,
+    refusal,
+    tool_server,
+    waiting_text,
+)
 from orchestrator.domain import Answer, DocumentId, Question, Queued
 from orchestrator.errors import DocumentTooLarge, InvalidParameter, OrchestratorError
 from orchestrator.pipelines.library import Library
@@ -57,44 +64,21 @@ def mcp_server(
         quotas: What each key may use up.
         version: Ours.
     """
-    tools = Tools(AddArguments)
 
-    async def listed(
-        _context: ServerRequestContext[Any], _params: PaginatedRequestParams | None
-    ) -> ListToolsResult:
-        return ListToolsResult(tools=tools.definitions())
+    def doors(context: ServerRequestContext[Any]) -> Doors:
+        return _RequestDoors(cast("Request", context.request), query, library, limits, quotas)
 
-    async def called(
-        context: ServerRequestContext[Any], params: CallToolRequestParams
-    ) -> CallToolResult:
-        request = cast("Request", context.request)
-        doors = _RequestDoors(request, query, library, limits, quotas)
-        told = 0
-
-        async def notice(text: str) -> None:
-            nonlocal told
-            told += 1
-            await context.session.report_progress(told, message=text)
-
-        try:
-            return await tools.call(params.name, params.arguments, doors, notice)
-        except OrchestratorError as exc:
-            error = exc
-        except Exception as exc:  # noqa: BLE001 - a bug of ours is told like everywhere
-            error = internal_error(exc)
-        request.state.outcome = error.code
-        return refusal(error.message, code=error.code, retry_after_s=error_retry_after_s(error))
-
-    server = Server(
-        "tidegate",
-        version=version,
-        instructions=INSTRUCTIONS,
-        on_list_tools=listed,
-        on_call_tool=called,
-    )
+    server = tool_server(Tools(AddArguments), version=version, doors=doors, told=_told)
     return StreamableHTTPSessionManager(
         server, stateless=True, max_request_body_size=MAX_BODY_BYTES
     )
+
+
+def _told(exc: Exception, context: ServerRequestContext[Any]) -> CallToolResult:
+    """An error as a result; the request counts as what it came to."""
+    error = exc if isinstance(exc, OrchestratorError) else internal_error(exc)
+    cast("Request", context.request).state.outcome = error.code
+    return refusal(error.message, code=error.code, retry_after_s=error_retry_after_s(error))
 
 
 class _RequestDoors:

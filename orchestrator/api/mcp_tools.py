@@ -8,7 +8,16 @@ running orchestrator. What differs is who does the work (`Doors`).
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
-from mcp_types import CallToolResult, TextContent, Tool, ToolAnnotations
+from mcp.server import Server, ServerRequestContext
+from mcp_types import (
+    CallToolRequestParams,
+    CallToolResult,
+    ListToolsResult,
+    PaginatedRequestParams,
+    TextContent,
+    Tool,
+    ToolAnnotations,
+)
 
 from orchestrator.api.json_route import read_fields
 from orchestrator.api.mcp_schemas import (
@@ -127,6 +136,52 @@ class Tools:
             f"{', '.join(tool.name for tool in self.definitions())}.",
             param="name",
         )
+
+
+def tool_server(
+    tools: Tools,
+    *,
+    version: str,
+    doors: Callable[[ServerRequestContext[Any]], Doors],
+    told: Callable[[Exception, ServerRequestContext[Any]], CallToolResult],
+) -> Server[Any]:
+    """
+    The SDK's server with these tools.
+
+    Args:
+        tools: What it offers.
+        version: Ours.
+        doors: Who does the work of a request.
+        told: What becomes of an error of theirs.
+    """
+
+    async def listed(
+        _context: ServerRequestContext[Any], _params: PaginatedRequestParams | None
+    ) -> ListToolsResult:
+        return ListToolsResult(tools=tools.definitions())
+
+    async def called(
+        context: ServerRequestContext[Any], params: CallToolRequestParams
+    ) -> CallToolResult:
+        told_so_far = 0
+
+        async def notice(text: str) -> None:
+            nonlocal told_so_far
+            told_so_far += 1
+            await context.session.report_progress(told_so_far, message=text)
+
+        try:
+            return await tools.call(params.name, params.arguments, doors(context), notice)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, it is told as a result
+            return told(exc, context)
+
+    return Server(
+        "tidegate",
+        version=version,
+        instructions=INSTRUCTIONS,
+        on_list_tools=listed,
+        on_call_tool=called,
+    )
 
 
 def refusal(message: str, *, code: str, retry_after_s: float | None) -> CallToolResult:

@@ -36,7 +36,13 @@ from orchestrator.api.sse import unless_disconnected
 from orchestrator.errors import InvalidParameter
 from orchestrator.pipelines.query import QueryPipeline
 from orchestrator.pipelines.vector_stores import VectorStores
-from orchestrator.retrieval.registry_rows import Attributes, FileBatch, VectorStore
+from orchestrator.retrieval.registry_rows import (
+    Attributes,
+    FileBatch,
+    Listing,
+    StoreFileStatus,
+    VectorStore,
+)
 
 MAX_PAGE, DEFAULT_PAGE = 100, 20
 DEFAULT_RESULTS = 10
@@ -194,13 +200,8 @@ class VectorStoreRoutes:
         order: Order = "desc",
     ) -> dict[str, Any]:
         """List the files of a store, the newest first."""
-        found = await self._stores.files(
-            identity(request),
-            vector_store_id,
-            listing(limit, after, before, order),
-            status=status,
-        )
-        return page([store_file_json(file) for file in found], limit)
+        wanted = listing(limit, after, before, order)
+        return await self._files_page(request, vector_store_id, wanted, status)
 
     async def file(self, vector_store_id: str, file_id: str, request: Request) -> dict[str, Any]:
         """Tell how far a file of a store is."""
@@ -267,14 +268,23 @@ class VectorStoreRoutes:
         order: Order = "desc",
     ) -> dict[str, Any]:
         """List the files of a batch, the newest first."""
+        wanted = listing(limit, after, before, order)
+        return await self._files_page(request, vector_store_id, wanted, status, batch_id=batch_id)
+
+    async def _files_page(
+        self,
+        request: Request,
+        store_id: str,
+        wanted: Listing,
+        status: StoreFileStatus | None,
+        *,
+        batch_id: str | None = None,
+    ) -> dict[str, Any]:
         found = await self._stores.files(
-            identity(request),
-            vector_store_id,
-            listing(limit, after, before, order),
-            status=status,
-            batch_id=batch_id,
+            identity(request), store_id, wanted, status=status, batch_id=batch_id
         )
-        return page([store_file_json(file) for file in found], limit)
+        # One more was asked for than is shown.
+        return page([store_file_json(file) for file in found], wanted.limit - 1)
 
     async def _store_json(self, store: VectorStore) -> dict[str, Any]:
         return store_json(store, await self._stores.counts(store.id))
