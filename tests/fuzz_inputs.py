@@ -51,9 +51,11 @@ def before_load_schema(context: HookContext, raw_schema: dict[str, Any]) -> None
 @schemathesis.hook
 def before_call(context: HookContext, case: Case[Any], kwargs: dict[str, Any]) -> None:
     """Keep what the other requests need, and leave each enough time to be answered."""
-    for name, value in case.path_parameters.items() if case.method == "DELETE" else ():
-        if value in KEPT:
-            case.path_parameters[name] = NOBODYS
+    ids = case.path_parameters
+    # With two ids a file only leaves a store: both stay.
+    for name in ids if case.method == "DELETE" and len(ids) == 1 else ():
+        if ids[name] in KEPT:
+            ids[name] = NOBODYS
     if isinstance(case.body, dict) and _too_short(case.body.get("timeout_s"), PATIENCE_S):
         case.body["timeout_s"] = PATIENCE_S
     if isinstance(case.body, dict):
