@@ -27,7 +27,7 @@ class McpDoor:
 
     Args:
         app: The application.
-        parts: What `mcp_server.mcp_server` is made of.
+        query: Answers and searches; this and the rest is for `mcp_server.mcp_server`.
 
     Attributes:
         path: What this door counts as in metrics and logs.
