@@ -219,11 +219,7 @@ class AskRoutes:
         passages, degraded = await unless_disconnected(
             request, self._query.search(question, deadline)
         )
-        body_out = {
-            "passages": [passage_json(p) for p in passages],
-            "degraded": degraded_json(degraded),
-        }
-        return JSONResponse(body_out, headers=degraded_header(degraded))
+        return JSONResponse(search_json(passages, degraded), headers=degraded_header(degraded))
 
 
 async def first_events(events: AsyncIterator[AnswerEvent]) -> list[AnswerEvent]:
@@ -324,6 +320,14 @@ def passage_json(passage: Passage) -> dict[str, Any]:
         "char_end": passage.char_end,
         "text": passage.text,
         "score": round(passage.score, 4),
+    }
+
+
+def search_json(passages: Sequence[Passage], degraded: Degraded | None) -> dict[str, Any]:
+    """What a search found, on the wire."""
+    return {
+        "passages": [passage_json(passage) for passage in passages],
+        "degraded": degraded_json(degraded),
     }
 
 

@@ -182,17 +182,10 @@ class DocumentRoutes:
         status: Annotated[DocumentStatus | None, Query(description="In this state only.")] = None,
         limit: int = Query(100, ge=1, le=MAX_PAGE),
         after: str | None = Query(None, description="`next` of the page before."),
-    ) -> DocumentsResponse:
+    ) -> dict[str, Any]:
         """List documents, newest first."""
-        found = await self._of(request).documents(
-            collection=collection,
-            status=status,
-            limit=limit + 1,
-            after=DocumentId(after) if after else None,
-        )
-        more = found[limit - 1].id if len(found) > limit else None
-        return DocumentsResponse(
-            documents=[DocumentOut(**document_json(d)) for d in found[:limit]], next=more
+        return await documents_page(
+            self._of(request), collection=collection, status=status, limit=limit, after=after
         )
 
     async def document(self, document_id: str, request: Request) -> dict[str, Any]:
@@ -273,10 +266,7 @@ async def _accept_all(
             reason = {"code": exc.code, "message": exc.message}
             entries.append({"filename": name, "status": "refused", "error": reason})
         else:
-            entries.append({
-                **document_json(accepted.document),
-                "duplicate": accepted.duplicate,
-            })
+            entries.append(accepted_json(accepted))
     return entries, refusals
 
 
@@ -286,6 +276,32 @@ async def _finished(library: OwnedLibrary, accepted: Accepted) -> Accepted:
     if document.status is DocumentStatus.FAILED:
         raise _failure(document)
     return Accepted(document, accepted.duplicate)
+
+
+async def documents_page(
+    library: OwnedLibrary,
+    *,
+    collection: str | None,
+    limit: int,
+    after: str | None,
+    status: DocumentStatus | None = None,
+) -> dict[str, Any]:
+    """Some documents on the wire, newest first, and how to go on after them."""
+    found = await library.documents(
+        collection=collection,
+        status=status,
+        limit=limit + 1,
+        after=DocumentId(after) if after else None,
+    )
+    return {
+        "documents": [document_json(document) for document in found[:limit]],
+        "next": found[limit - 1].id if len(found) > limit else None,
+    }
+
+
+def accepted_json(accepted: Accepted) -> dict[str, Any]:
+    """A document on the wire as its upload left it."""
+    return {**document_json(accepted.document), "duplicate": accepted.duplicate}
 
 
 def document_json(document: Document) -> dict[str, Any]:

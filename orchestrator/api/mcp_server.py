@@ -17,11 +17,10 @@ from orchestrator.api.access import identity
 from orchestrator.api.ask import (
     QuestionLimits,
     answer_json,
-    degraded_json,
     metered,
-    passage_json,
+    search_json,
 )
-from orchestrator.api.documents import document_json
+from orchestrator.api.documents import accepted_json, documents_page
 from orchestrator.api.error_responses import error_retry_after_s, internal_error
 from orchestrator.api.mcp_schemas import (
     MAX_BODY_BYTES,
@@ -39,7 +38,7 @@ from orchestrator.api.mcp_tools import (
     tool_server,
     waiting_text,
 )
-from orchestrator.domain import Answer, DocumentId, Question, Queued
+from orchestrator.domain import Answer, Question, Queued
 from orchestrator.errors import DocumentTooLarge, InvalidParameter, OrchestratorError
 from orchestrator.pipelines.library import Library
 from orchestrator.pipelines.owned_library import OwnedLibrary
@@ -100,11 +99,7 @@ class _RequestDoors:
 
     async def search(self, wanted: SearchArguments) -> dict[str, Any]:
         deadline = self._limits.deadline(self._request, None)
-        passages, degraded = await self._query.search(self._question(wanted), deadline)
-        return {
-            "passages": [passage_json(passage) for passage in passages],
-            "degraded": degraded_json(degraded),
-        }
+        return search_json(*await self._query.search(self._question(wanted), deadline))
 
     async def ask(self, wanted: AskArguments, notice: Notice) -> dict[str, Any]:
         question = self._question(wanted, max_tokens=wanted.max_tokens)
@@ -118,22 +113,16 @@ class _RequestDoors:
         raise RuntimeError("an answer's events end with the Answer")
 
     async def documents(self, wanted: ListArguments) -> dict[str, Any]:
-        found = await self._library.documents(
-            collection=wanted.collection,
-            limit=wanted.limit + 1,
-            after=DocumentId(wanted.after) if wanted.after else None,
+        return await documents_page(
+            self._library, collection=wanted.collection, limit=wanted.limit, after=wanted.after
         )
-        return {
-            "documents": [document_json(document) for document in found[: wanted.limit]],
-            "next": found[wanted.limit - 1].id if len(found) > wanted.limit else None,
-        }
 
     async def add(self, given: AddArguments, _notice: Notice) -> dict[str, Any]:
         data = await asyncio.to_thread(_decoded, given.content_base64)
         accepted = await self._library.accept(
             io.BytesIO(data), filename=given.filename, collection=given.collection
         )
-        return {**document_json(accepted.document), "duplicate": accepted.duplicate}
+        return accepted_json(accepted)
 
     def _question(self, wanted: SearchArguments, *, max_tokens: int | None = None) -> Question:
         return self._limits.question(

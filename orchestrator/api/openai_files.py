@@ -108,10 +108,9 @@ class FileRoutes:
         order: Order = "desc",
     ) -> dict[str, Any]:
         """List files, the newest first."""
-        found = await self._uploads.listed(
-            identity(request), listing(limit, after, None, order), purpose=purpose
-        )
-        return page([file_json(file) for file in found], limit)
+        wanted = listing(limit, after, None, order)
+        found = await self._uploads.listed(identity(request), wanted, purpose=purpose)
+        return page([file_json(file) for file in found], wanted)
 
     async def get(self, file_id: str, request: Request) -> dict[str, Any]:
         """Describe one file."""
@@ -138,8 +137,9 @@ def listing(limit: int, after: str | None, before: str | None, order: Order) -> 
     return Listing(limit + 1, after=after, before=before, ascending=order == "asc")
 
 
-def page(found: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
-    """A part of a list on the wire, of one more than are wanted."""
+def page(found: Sequence[dict[str, Any]], wanted: Listing) -> dict[str, Any]:
+    """A part of a list on the wire, of what a `listing` gave."""
+    limit = wanted.limit - 1
     shown = found[:limit]
     return {
         "object": "list",

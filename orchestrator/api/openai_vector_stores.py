@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.responses import JSONResponse
 
 from orchestrator.api.access import identity
@@ -46,10 +46,20 @@ from orchestrator.retrieval.registry_rows import (
 
 MAX_PAGE, DEFAULT_PAGE = 100, 20
 DEFAULT_RESULTS = 10
-Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
-After = Annotated[str | None, Query(description="`last_id` of the page before.")]
-Before = Annotated[str | None, Query(description="`first_id` of the page after.")]
 Status = Annotated[StoreFileStatusOut | None, Query(alias="filter", description="In this state.")]
+
+
+def _part(
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE,
+    after: Annotated[str | None, Query(description="`last_id` of the page before.")] = None,
+    before: Annotated[str | None, Query(description="`first_id` of the page after.")] = None,
+    order: Order = "desc",
+) -> Listing:
+    return listing(limit, after, before, order)
+
+
+Part = Annotated[Listing, Depends(_part)]
+"""Which part of a list is asked for, by the query."""
 
 
 class VectorStoreRoutes:
@@ -112,14 +122,11 @@ class VectorStoreRoutes:
     async def listed(
         self,
         request: Request,
-        limit: Limit = DEFAULT_PAGE,
-        after: After = None,
-        before: Before = None,
-        order: Order = "desc",
+        wanted: Part,
     ) -> dict[str, Any]:
         """List stores, the newest first."""
-        found = await self._stores.listed(identity(request), listing(limit, after, before, order))
-        return page([await self._store_json(store) for store in found], limit)
+        found = await self._stores.listed(identity(request), wanted)
+        return page([await self._store_json(store) for store in found], wanted)
 
     async def get(self, vector_store_id: str, request: Request) -> dict[str, Any]:
         """Describe one store, and how far its files are."""
@@ -193,14 +200,10 @@ class VectorStoreRoutes:
         self,
         vector_store_id: str,
         request: Request,
+        wanted: Part,
         status: Status = None,
-        limit: Limit = DEFAULT_PAGE,
-        after: After = None,
-        before: Before = None,
-        order: Order = "desc",
     ) -> dict[str, Any]:
         """List the files of a store, the newest first."""
-        wanted = listing(limit, after, before, order)
         return await self._files_page(request, vector_store_id, wanted, status)
 
     async def file(self, vector_store_id: str, file_id: str, request: Request) -> dict[str, Any]:
@@ -261,14 +264,10 @@ class VectorStoreRoutes:
         vector_store_id: str,
         batch_id: str,
         request: Request,
+        wanted: Part,
         status: Status = None,
-        limit: Limit = DEFAULT_PAGE,
-        after: After = None,
-        before: Before = None,
-        order: Order = "desc",
     ) -> dict[str, Any]:
         """List the files of a batch, the newest first."""
-        wanted = listing(limit, after, before, order)
         return await self._files_page(request, vector_store_id, wanted, status, batch_id=batch_id)
 
     async def _files_page(
@@ -283,8 +282,7 @@ class VectorStoreRoutes:
         found = await self._stores.files(
             identity(request), store_id, wanted, status=status, batch_id=batch_id
         )
-        # One more was asked for than is shown.
-        return page([store_file_json(file) for file in found], wanted.limit - 1)
+        return page([store_file_json(file) for file in found], wanted)
 
     async def _store_json(self, store: VectorStore) -> dict[str, Any]:
         return store_json(store, await self._stores.counts(store.id))

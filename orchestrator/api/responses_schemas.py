@@ -6,13 +6,10 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from orchestrator.api.file_search_schemas import MAX_RESULTS, Filter, Metadata, RankingOptions
 from orchestrator.api.schemas import (
-    DEFAULT_COLLECTION,
-    MAX_DOCUMENT_IDS,
     CitationOut,
-    CollectionName,
     DegradedOut,
     Incoming,
-    Priority,
+    OpenAIQuestion,
     Whole,
 )
 
@@ -68,12 +65,9 @@ Tool = Annotated[
 ]
 
 
-class ResponseRequest(BaseModel):
-    """OpenAI's request, with our collection beside it (`extra_body` of the client)."""
+class ResponseRequest(OpenAIQuestion):
+    """OpenAI's request for a response."""
 
-    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-
-    model: str
     input: str | Annotated[list[InputItem], Field(min_length=1)]
     instructions: str | None = None
     tools: list[Tool] | None = None
@@ -81,20 +75,8 @@ class ResponseRequest(BaseModel):
     include: list[str] | None = None
     stream: bool | None = None
     max_output_tokens: Whole | None = Field(None, ge=1)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
     metadata: Metadata | None = None
     store: bool | None = None
-    collection: CollectionName = DEFAULT_COLLECTION
-    document_ids: list[str] = Field([], max_length=MAX_DOCUMENT_IDS)
-    top_k: Whole | None = Field(None, ge=1)
-    timeout_s: float | None = Field(None, gt=0)
-    degrade: bool = True
-    priority: Priority = "normal"
-
-    def extras(self) -> dict[str, Any]:
-        """Fields that OpenAI may know and we do not."""
-        return self.model_extra or {}
 
 
 class FileCitationOut(BaseModel):

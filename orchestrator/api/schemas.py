@@ -280,22 +280,14 @@ class StreamOptions(BaseModel):
 StopText = Annotated[str, StringConstraints(min_length=1)]
 
 
-class ChatCompletionRequest(BaseModel):
-    """OpenAI's request, with our collection beside it (`extra_body` of the client)."""
+class OpenAIQuestion(BaseModel):
+    """What OpenAI's requests have in common here: our fields beside theirs (`extra_body` of the client)."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
     model: str
-    messages: list[ChatMessage] = Field(min_length=1)
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: Whole | None = Field(None, ge=1)
-    max_completion_tokens: Whole | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    seed: Whole | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    stop: StopText | list[StopText] | None = None
-    n: Whole | None = None
     collection: CollectionName = DEFAULT_COLLECTION
     document_ids: list[str] = Field([], max_length=MAX_DOCUMENT_IDS)
     top_k: Whole | None = Field(None, ge=1)
@@ -306,6 +298,19 @@ class ChatCompletionRequest(BaseModel):
     def extras(self) -> dict[str, Any]:
         """Fields that OpenAI may know and we do not."""
         return self.model_extra or {}
+
+
+class ChatCompletionRequest(OpenAIQuestion):
+    """OpenAI's request for a chat's next turn."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Whole | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, ge=1)
+    seed: Whole | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    stop: StopText | list[StopText] | None = None
+    n: Whole | None = None
 
 
 class ChatUsageOut(UsageOut):

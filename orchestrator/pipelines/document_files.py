@@ -11,12 +11,14 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
+from orchestrator.concurrency import Threads
 from orchestrator.domain import DocumentId
 from orchestrator.errors import (
     DocumentTooLarge,
@@ -154,6 +156,18 @@ class DocumentFiles:
                 f"Less than {self._limits.min_free_bytes} bytes of disk are left. Delete documents "
                 "or other files on the disk of ORCHESTRATOR_DATA_DIR, then upload again."
             )
+
+
+@asynccontextmanager
+async def receiving(
+    files: DocumentFiles, threads: Threads, source: BinaryIO
+) -> AsyncIterator[Received]:
+    """An upload on disk until the block ends; what was not kept then is removed. See `receive`."""
+    received = await threads.run(files.receive, source)
+    try:
+        yield received
+    finally:
+        await threads.run(files.discard, received)
 
 
 def _disk_error(exc: OSError) -> OrchestratorError:

@@ -29,7 +29,7 @@ from orchestrator.errors import (
     InvalidParameter,
     leaves,
 )
-from orchestrator.pipelines.document_files import DocumentFiles, Received
+from orchestrator.pipelines.document_files import DocumentFiles, Received, receiving
 from orchestrator.pipelines.ingestion import IngestionPipeline
 from orchestrator.pipelines.owner_limits import require_within
 from orchestrator.retrieval.collection_indexes import CollectionIndexes
@@ -141,8 +141,7 @@ class Library:
         self._require_a_place()
         if replaces is not None:
             await self._require_in(collection, replaces)
-        received = await self._threads.run(self._files.receive, source)
-        try:
+        async with receiving(self._files, self._threads, source) as received:
             document_id = document_id_of(collection, received.sha256)
             async with self._alone(document_id):
                 known = await self._threads.run(self._store.get, document_id)
@@ -161,8 +160,6 @@ class Library:
                     replaces=replaces,
                 )
                 return await self._add(received, new, limits)
-        finally:
-            await self._threads.run(self._files.discard, received)
 
     async def get(self, document_id: DocumentId) -> Document:
         """

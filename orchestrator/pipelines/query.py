@@ -298,7 +298,7 @@ class QueryPipeline:
         ticket: Ticket | None,
     ) -> AsyncGenerator[AnswerEvent, None]:
         model = engine.monitor.require().id
-        with watch.trace.phase(f"chat {model}", _asked(model, question)) as trace:
+        with watch.trace.phase(f"chat {model}", _asked(model, question), remote=True) as trace:
             request = EngineRequest(
                 model=model,
                 messages=prompt.messages,

@@ -6,8 +6,7 @@ A file is a PDF that nobody has read yet; it is read for each vector store that 
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +15,7 @@ from orchestrator.concurrency import Threads
 from orchestrator.documents.sandbox import ParserSandbox
 from orchestrator.domain import DocumentId
 from orchestrator.errors import QuotaExceeded, UploadNotFound
-from orchestrator.pipelines.document_files import DocumentFiles, Received
+from orchestrator.pipelines.document_files import DocumentFiles, receiving
 from orchestrator.pipelines.library import clean_filename
 from orchestrator.pipelines.owner_limits import require_within
 from orchestrator.retrieval.holdings import Holdings
@@ -79,7 +78,7 @@ class Uploads:
             QuotaExceeded: If its owner has as much as they may.
             StorageFull: If the disk has no room for it.
         """
-        async with self._received(source) as received:
+        async with receiving(self._files, self._threads, source) as received:
             await self._sandbox.inspect(received.path)
             upload = UploadedFile(
                 id=f"file-{secrets.token_hex(ID_BYTES)}",
@@ -143,14 +142,6 @@ class Uploads:
             async with self._files.changing:
                 await self._threads.run(self._records.forget, file_id)
                 await self._threads.run(self._files.remove, DocumentId(file_id))
-
-    @asynccontextmanager
-    async def _received(self, source: BinaryIO) -> AsyncIterator[Received]:
-        received = await self._threads.run(self._files.receive, source)
-        try:
-            yield received
-        finally:
-            await self._threads.run(self._files.discard, received)
 
     def _require_quota(self, new: UploadedFile, limits: KeyLimits) -> None:
         num, _ = self._records.usage(new.owner)

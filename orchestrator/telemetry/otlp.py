@@ -19,8 +19,6 @@ from orchestrator.telemetry.tracing import NOTHING, Attribute, Phase, Tracer
 SERVICE = "tidegate"
 EXPORT_S = 5.0
 SEND_EVERY_MS = 1000
-CALLED = "chat"
-"""What the name of a phase begins with that is another service's work."""
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 
@@ -86,11 +84,13 @@ class _SpanPhase(Phase):
     def note(self, attributes: dict[str, Attribute]) -> None:
         self._span.set_attributes(attributes)
 
-    def phase(self, name: str, attributes: dict[str, Attribute] | None = None) -> Phase:
+    def phase(
+        self, name: str, attributes: dict[str, Attribute] | None = None, *, remote: bool = False
+    ) -> Phase:
         span = self._tracer.start_span(
             name,
             context=set_span_in_context(self._span),
-            kind=SpanKind.CLIENT if name.startswith(CALLED) else SpanKind.INTERNAL,
+            kind=SpanKind.CLIENT if remote else SpanKind.INTERNAL,
             attributes=attributes,
         )
         return _SpanPhase(self._tracer, span)

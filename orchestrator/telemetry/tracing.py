@@ -31,9 +31,11 @@ class Phase:
     def note(self, attributes: dict[str, Attribute]) -> None:
         """Add what has become known of it."""
 
-    def phase(self, name: str, attributes: dict[str, Attribute] | None = None) -> "Phase":
-        """A part of this part."""
-        del name, attributes
+    def phase(
+        self, name: str, attributes: dict[str, Attribute] | None = None, *, remote: bool = False
+    ) -> "Phase":
+        """A part of this part; `remote` if another service does the work."""
+        del name, attributes, remote
         return self
 
     def end(self) -> None:
