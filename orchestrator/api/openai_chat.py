@@ -103,6 +103,7 @@ class OpenAIRoutes:
     async def model(self, model_id: str) -> dict[str, Any]:
         """Describe one model."""
         if model_id != self._embedding_model:
+            self._monitor.listed()
             require_served(self._monitor, model_id)
         return _model(model_id)
 
@@ -157,13 +158,15 @@ class OpenAIRoutes:
 
 def require_served(monitor: EngineMonitor, model_id: str) -> None:
     """
-    Do nothing if the engine serves this model.
+    Do nothing if the engine serves this model, or did when it last answered.
+
+    Without an engine passages are answered, by whatever name: one never seen refuses no name.
 
     Raises:
         ModelNotFound: If it does not.
     """
-    served = [m.id for m in monitor.listed()]
-    if model_id not in served:
+    served = [m.id for m in monitor.state.served]
+    if served and model_id not in served:
         raise ModelNotFound(
             f"The model {model_id!r} is not served here. Use one of: {', '.join(served)}.",
             param="model",

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from orchestrator.concurrency import forever
-from orchestrator.errors import EngineError, EngineUnavailable
+from orchestrator.errors import EngineError, EngineTimeout, EngineUnavailable
 from orchestrator.generation.engine_client import EngineClient, EngineModel
 from orchestrator.generation.engine_keeper import EngineKeeper, EngineLife
 from orchestrator.generation.engine_metrics import EngineMetrics, parse
@@ -14,6 +14,13 @@ from orchestrator.generation.engine_metrics import EngineMetrics, parse
 RETRY_AFTER_S = 5.0
 ASLEEP = "The engine sleeps: the next question wakes it."
 AWAY_POLL_S = 0.25
+SILENT_LOOKS = 3
+"""
+Looks in a row without an answer in time after which an engine that listed its model counts as away.
+
+A busy one can be slow to say what it serves, and answers questions all the same; if it does hang, the
+timers and the breaker of the questions themselves say so.
+"""
 KEEPER_SILENT_S = 10.0
 """Silence of the keeper's after which what it said last counts no longer."""
 
@@ -25,7 +32,7 @@ class EngineState:
 
     Attributes:
         model: The one that requests name; None while the engine does not answer.
-        served: Every model that the engine lists, or will once it is awake.
+        served: Every model that the engine listed when it last answered, or will once it is awake.
         detail: Why it is not ready, in words.
         life: What its keeper says of it; None without one, or if that is silent.
     """
@@ -78,6 +85,7 @@ class EngineMonitor:
         self._on_metrics = on_metrics
         self._keeper = keeper
         self._heard_at_s = -KEEPER_SILENT_S
+        self._silent_looks = 0
         self._task: asyncio.Task[None] | None = None
         self.state = EngineState(model=None)
 
@@ -109,11 +117,16 @@ class EngineMonitor:
         return state
 
     async def _look(self) -> EngineState:
+        silent, self._silent_looks = self._silent_looks, 0
         try:
             served = tuple(await self._client.pages.models())
             return EngineState(self._choose(served), served, detail="")
         except EngineError as exc:
-            return EngineState(model=None, detail=exc.message)
+            if isinstance(exc, EngineTimeout):
+                self._silent_looks = silent + 1
+                if self.state.model is not None and self._silent_looks < SILENT_LOOKS:
+                    return self.state
+            return EngineState(None, self.state.served, detail=exc.message)
 
     async def _ask_keeper(self) -> EngineLife | None:
         """What the keeper says, or has said of late: an engine that starts leaves it little time."""
@@ -147,12 +160,12 @@ class EngineMonitor:
 
     def listed(self) -> tuple[EngineModel, ...]:
         """
-        The models that can be asked for; a sleeping engine's too.
+        The models that can be asked for: of an engine that sleeps or is away too, as last seen.
 
         Raises:
-            EngineUnavailable: If the engine did not answer the last look.
+            EngineUnavailable: If the engine has not answered once yet.
         """
-        if not self.state.asleep:
+        if not self.state.served:
             self.require()
         return self.state.served
 

@@ -63,6 +63,13 @@ def timed(broken: Bench, **body):
     return response, time.monotonic() - began_s
 
 
+def openai_answers(http, model):
+    """The same question at both of OpenAI's doors."""
+    messages = [{"role": "user", "content": QUESTION}]
+    yield http.post("/v1/chat/completions", json={"model": model, "messages": messages})
+    yield http.post("/v1/responses", json={"model": model, "input": QUESTION})
+
+
 def terminal(seen):
     """The one terminal frame of a stream, which is its last."""
     last = [(name, data) for name, data in seen if name in {"done", "error"}]
@@ -118,6 +125,16 @@ class TestRow10Refused:
         broken.proxy.play()
         assert wait_until(lambda: broken.http.get("/readyz").status_code == 200, 2)
 
+    def test_openais_doors_show_passages_too(self, broken):
+        """The name of a model that cannot be asked right now is no reason to refuse a question."""
+        broken.proxy.play(refuse=True)
+        assert wait_until(lambda: broken.http.get("/readyz").status_code == 503, 2)
+        for answer in openai_answers(broken.http, "fake-model"):
+            assert (answer.status_code, answer.headers["x-tidegate-degraded"]) == (200, "L3")
+        for answer in openai_answers(broken.http, "another"):
+            assert refused(answer) == (404, "model_not_found")
+        assert broken.http.get("/v1/models/fake-model").status_code == 200
+
 
 class TestRow10Unresolved:
     """The engine's name leads nowhere: .invalid is reserved for that (RFC 6761)."""
@@ -131,6 +148,9 @@ class TestRow10Unresolved:
             assert refused(response) == (503, "engine_unavailable")
             assert int(response.headers["retry-after"]) >= 1
         assert is_passages_only(lost.post("/ask", json={"question": QUESTION}))
+        for answer in openai_answers(lost, "whatever it is called"):
+            assert (answer.status_code, answer.headers["x-tidegate-degraded"]) == (200, "L3")
+        assert refused(lost.get("/v1/models/any")) == (503, "engine_unavailable")
         nothing_left(lost, FakeEngine())
 
     def test_it_is_not_ready(self, lost):

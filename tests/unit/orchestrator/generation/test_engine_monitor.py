@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from orchestrator import concurrency
-from orchestrator.errors import EngineProtocolError, EngineUnavailable
+from orchestrator.errors import EngineProtocolError, EngineTimeout, EngineUnavailable
 from orchestrator.generation.engine_client import EngineModel
 from orchestrator.generation.engine_keeper import EngineLife
 from orchestrator.generation.engine_monitor import EngineMonitor
@@ -123,8 +123,47 @@ async def test_a_sleeping_engine_is_listed_and_not_ready():
     assert not (await watch.refresh()).asleep
     keeper.said, client.answer = EngineLife(), EngineUnavailable("killed")
     assert not (await watch.refresh()).asleep
-    with pytest.raises(EngineUnavailable):
+    with pytest.raises(EngineUnavailable, match="killed"):
+        watch.require()
+
+
+async def test_an_engine_that_is_away_is_still_listed():
+    """Its models can be asked for, and are answered with passages; one never seen has no list."""
+    watch, client = monitor(EngineUnavailable("loading"))
+    await watch.refresh()
+    with pytest.raises(EngineUnavailable, match="loading"):
         watch.listed()
+    client.answer = [EngineModel("m", 1)]
+    await watch.refresh()
+    client.answer = EngineUnavailable("gone")
+    await watch.refresh()
+    assert [m.id for m in watch.listed()] == ["m"]
+    with pytest.raises(EngineUnavailable, match="gone"):
+        watch.require()
+
+
+async def test_a_busy_engine_that_is_slow_to_say_what_it_serves_is_not_away():
+    """Only the third silent look in a row makes it so; a refused connection does at once."""
+    watch, client = monitor([EngineModel("m", 1)])
+    await watch.refresh()
+    for _ in range(2):
+        client.answer = EngineTimeout("silent")
+        await watch.refresh()
+        await watch.refresh()
+        assert watch.require().id == "m"
+        client.answer = [EngineModel("m", 1)]
+        await watch.refresh()
+    client.answer = EngineTimeout("silent")
+    for _ in range(3):
+        await watch.refresh()
+    with pytest.raises(EngineUnavailable, match="silent"):
+        watch.require()
+    client.answer = [EngineModel("m", 1)]
+    await watch.refresh()
+    client.answer = EngineUnavailable("refused")
+    await watch.refresh()
+    with pytest.raises(EngineUnavailable, match="refused"):
+        watch.require()
 
 
 async def test_an_engine_that_falls_asleep_is_not_asked_though_its_pages_answer():
