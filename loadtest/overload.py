@@ -17,8 +17,9 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,14 +82,14 @@ def main() -> int:
             drifts=options.engine == "vllm",
         )
         clients = VLLM_CLIENTS if options.engine == "vllm" else SIMULATOR_CLIENTS
-        results, checks = _all(bench, options, clients)
-    checks = [*goodput(results), *checks, *health(results)]
-    found = report.verdicts(checks)
-    about = _about(options, running, results, time.monotonic() - began_s)
+        for repeats, (results, checks) in enumerate(_repeated(bench, options, clients), start=1):
+            found = report.verdicts([*goodput(results), *checks, *health(results)])
+            about = _about(options, running, results, repeats, time.monotonic() - began_s)
+            # After each: a run of hours that is cut short was not for nothing.
+            report.write_json(options.out, about, results, found)
     print("\n" + "\n".join(f"{name}: {value}" for name, value in about.items()))
     print(f"\n{report.runs_table(results)}\n\n{report.outcomes_table(results)}")
     print(f"\n{report.checks_table(found)}")
-    report.write_json(options.out, about, results, found)
     return int(any(verdict.held is False for verdict in found))
 
 
@@ -112,9 +113,10 @@ def _say(result: Result) -> None:
     print(report.progress(result), file=sys.stderr, flush=True)
 
 
-def _all(
+def _repeated(
     bench: Bench, options: argparse.Namespace, clients: int
-) -> tuple[list[Result], list[Check]]:
+) -> Iterator[tuple[list[Result], list[Check]]]:
+    """Everything so far, after each repeat."""
     results: list[Result] = []
     checks: list[Check] = []
     for repeat in range(options.repeats):
@@ -131,21 +133,25 @@ def _all(
             tried = SCENARIOS[name](bench, clients)
             results += tried.results
             checks += tried.checks
-    return results, checks
+        yield results, checks
 
 
 def _about(
-    options: argparse.Namespace, running: Stack, results: Sequence[Result], took_s: float
+    options: argparse.Namespace,
+    running: Stack,
+    results: Sequence[Result],
+    repeats: int,
+    took_s: float,
 ) -> dict[str, Any]:
     capacity = [r.figures for r in results if r.scenario == "capacity"]
     return {
         "commit": commit(),
         "machine": machine(),
         "engine": f"{options.engine} ({running.target.model})",
-        "repeats": options.repeats,
+        "repeats": repeats,
         "seconds of a run": options.seconds,
         "loads of the curve": ", ".join(f"{x:g}x" for x in options.loads),
-        "seeds": f"{SEED} to {SEED + options.repeats - 1}",
+        "seeds": f"{SEED} to {SEED + repeats - 1}",
         "capacity, requests a second": [round(seen.answers_rps, 2) for seen in capacity],
         "capacity, completion tokens a second": [round(s.goodput_tok_s, 1) for s in capacity],
         "orchestrator settings": options.set,
@@ -187,6 +193,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.naive and options.engine == "simulator":
         parser.error("the naive service has a real model: --naive goes with --engine vllm")
+    if options.repeats < 1:
+        parser.error("--repeats is at least 1")
     named = options.scenario.split(",")
     options.scenario = IN_ALL if "all" in named else named
     if unknown := set(options.scenario) - set(SCENARIOS):
@@ -199,11 +207,11 @@ def _beside(text: str) -> tuple[str, str]:
     A name and a URL.
 
     Raises:
-        ValueError: If it is not both, or the name is taken.
+        ArgumentTypeError: If it is not both, or the name is taken.
     """
     name, _, url = text.partition("=")
     if not url.startswith("http://") or name in {*SYSTEMS, NAIVE, ""}:
-        raise ValueError("say NAME=http://host:port")
+        raise argparse.ArgumentTypeError("say NAME=http://host:port, with a name of its own")
     return name, url
 
 
@@ -212,12 +220,15 @@ def _loads(text: str) -> tuple[float, ...]:
     Multiples of the capacity.
 
     Raises:
-        ValueError: If one is no number, or those with an objective are missing.
+        ArgumentTypeError: If one is no number above 0, or those with an objective are missing.
     """
-    loads_x = tuple(float(part) for part in text.split(","))
-    if not {2.0, 10.0} <= set(loads_x):
-        raise ValueError("2 and 10 have objectives")
-    return loads_x
+    with suppress(ValueError):
+        loads_x = tuple(float(part) for part in text.split(","))
+        if {2.0, 10.0} <= set(loads_x) and min(loads_x) > 0:
+            return loads_x
+    raise argparse.ArgumentTypeError(
+        f"{text!r} must be multiples of the capacity, such as 0.5,1,2,10; 2 and 10 have objectives"
+    )
 
 
 if __name__ == "__main__":
