@@ -9,7 +9,6 @@ import asyncio
 import codecs
 import contextlib
 import os
-import re
 import signal
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Self
 
 import psutil
 
+from model_server.engine_guard import SHARED_MEMORY
 from model_server.errors import EngineEnvironmentError
 
 _GUARD = Path(__file__).with_name("engine_guard.py")
@@ -30,7 +30,6 @@ _MAX_LOG_BYTES = 64 * 1024 * 1024
 _KILL_S = 2.0
 """Part of the time for stopping that is kept for killing what did not stop."""
 
-_SEGMENT = re.compile(r" (/dev/shm/psm_[^/\s]+)$", re.MULTILINE)
 _FLUSH_S = 0.5
 """What the last tokens get to reach their readers once the engine has no request left."""
 
@@ -179,13 +178,13 @@ class EngineProcess:
         """
         Remember the shared memory that the engine made: whoever is killed cannot remove it.
 
-        Python names such segments psm_ and a random number; vLLM's processes talk through them.
+        The guard removes it too, unless it is killed itself, or whoever was killed held it alone.
         Blocks while the kernel shows the maps of a process that allocates or ends.
         """
         for process in self.members():
             with contextlib.suppress(OSError):
                 maps = Path(f"/proc/{process.pid}/maps").read_text(errors="replace")
-                self._segments.update(Path(found) for found in _SEGMENT.findall(maps))
+                self._segments.update(Path(found) for found in SHARED_MEMORY.findall(maps))
 
     def _remove_segments(self) -> None:
         for segment in self._segments:

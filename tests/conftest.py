@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from model_server.devices import import_nvml
 from tests.chromium import why_no_browser
@@ -13,6 +14,10 @@ from tests.gpus import why_no_gpu
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
+
+# A machine that others share may take 0.2 s for an example: that says nothing of the code.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

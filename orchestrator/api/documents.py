@@ -1,8 +1,11 @@
 """`POST /upload` and `/documents`."""
 
+import asyncio
+import os
 import re
 from collections.abc import AsyncIterator
 from http import HTTPStatus
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -27,6 +30,7 @@ from orchestrator.api.sse import EventStream, StreamTimers, frame, unless_discon
 from orchestrator.domain import Document, DocumentId, DocumentStatus
 from orchestrator.errors import (
     DocumentError,
+    DocumentNotFound,
     InvalidParameter,
     InvalidRequest,
     OrchestratorError,
@@ -72,7 +76,24 @@ EVENTS = {"document": DocumentOut, "error": ErrorResponse}
 
 
 class DocumentFile(FileResponse):
-    """A PDF, whole or by ranges; a range that cannot be served is told like every other error."""
+    """
+    A PDF, whole or by ranges; a range that cannot be served is told like every other error.
+
+    Args:
+        path: Where it is.
+        filename: What it is called.
+        shown: Whether a browser shows it, or stores it.
+        gone: What to raise if it was deleted since it was found.
+    """
+
+    def __init__(self, path: Path, *, filename: str, shown: bool, gone: OrchestratorError) -> None:
+        super().__init__(
+            path,
+            media_type="application/pdf",
+            filename=filename,
+            content_disposition_type="inline" if shown else "attachment",
+        )
+        self._gone = gone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """
@@ -81,7 +102,13 @@ class DocumentFile(FileResponse):
         Raises:
             RangeNotSatisfiable: If the file has no such bytes.
             InvalidRequest: If the ranges cannot be read.
+            OrchestratorError: `gone`.
         """
+        try:
+            self.stat_result = await asyncio.to_thread(os.stat, self.path)
+        except FileNotFoundError as exc:
+            raise self._gone from exc
+        self.set_stat_headers(self.stat_result)
         refusal: OrchestratorError | None = None
 
         async def unless_refused(message: Message) -> None:
@@ -228,12 +255,10 @@ class DocumentRoutes:
     async def file(self, document_id: str, request: Request) -> Response:
         """Give the PDF back; ranges are honoured."""
         document, path = await self._of(request).file(DocumentId(document_id))
-        return DocumentFile(
-            path,
-            media_type="application/pdf",
-            filename=document.filename,
-            content_disposition_type="inline",
+        gone = DocumentNotFound(
+            f"The document {document_id!r} was deleted just now.", param="document_id"
         )
+        return DocumentFile(path, filename=document.filename, shown=True, gone=gone)
 
     def _of(self, request: Request) -> OwnedLibrary:
         """The documents of whoever asks."""

@@ -14,7 +14,7 @@ from orchestrator.api.file_search_schemas import FileDeleted, FileOut, FilesPage
 from orchestrator.api.forms import form_of, only
 from orchestrator.api.openapi_document import ERRORS, FILE, RANGE
 from orchestrator.api.sse import unless_disconnected
-from orchestrator.errors import InvalidParameter, InvalidRequest
+from orchestrator.errors import InvalidParameter, InvalidRequest, UploadNotFound
 from orchestrator.pipelines.uploads import Uploads
 from orchestrator.pipelines.vector_stores import VectorStores
 from orchestrator.retrieval.registry_rows import Listing
@@ -124,12 +124,9 @@ class FileRoutes:
     async def content(self, file_id: str, request: Request) -> Response:
         """Give the PDF back; ranges are honoured."""
         file = await self._uploads.get(identity(request), file_id)
-        return DocumentFile(
-            self._uploads.path(file.id),
-            media_type="application/pdf",
-            filename=file.filename,
-            content_disposition_type="attachment",
-        )
+        gone = UploadNotFound(f"The file {file_id!r} was deleted just now.", param="file_id")
+        path = self._uploads.path(file.id)
+        return DocumentFile(path, filename=file.filename, shown=False, gone=gone)
 
 
 def listing(limit: int, after: str | None, before: str | None, order: Order) -> Listing:

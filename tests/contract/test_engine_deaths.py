@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2
 import psutil
@@ -152,8 +153,12 @@ def test_no_engine_outlives_a_killed_model_server(own_server):
     """Kill -9 of model_server itself: nothing of the engine is left two seconds later."""
     family = [psutil.Process(state(own_server)["pid"]), *own_server.descendants()[1:]]
     assert len(family) >= 4
+    maps = [Path(m.path) for process in family for m in process.memory_maps()]
+    shared = {path for path in maps if path.name.startswith("psm_")}
+    assert shared, "vLLM's processes talk through shared memory"
     own_server.process.kill()
     assert until(lambda: not any(is_running(process) for process in family), 2.0)
+    assert not any(path.exists() for path in shared)
 
 
 def run_to_its_end(folder, seconds=120, **changes):

@@ -262,3 +262,28 @@ async def test_kill_9_of_the_supervisor_leaves_no_engine():
         await supervisor.wait()
         await gone(family)
         assert await asyncio.to_thread(lines.read) == ""
+
+
+async def test_shared_memory_goes_with_a_killed_supervisor():
+    """Nobody else is left who could know of it."""
+    code = (
+        "import signal\nfrom multiprocessing.shared_memory import SharedMemory\n"
+        "made = SharedMemory(create=True, size=4096)\n"
+        "print(made.name, flush=True)\n"
+        "signal.pause()"
+    )
+    lifeline, keep = os.pipe()
+    guard = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(GUARD), str(lifeline), sys.executable, "-c", code),
+        pass_fds=[lifeline],
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    os.close(lifeline)
+    segment = SHARED / (await guard.stdout.readline()).decode().strip()
+    assert segment.is_file()
+    for below in psutil.Process(guard.pid).children(recursive=True):
+        below.suspend()  # nobody tidies up
+    os.close(keep)  # as the kernel does for whoever is killed
+    await asyncio.wait_for(guard.wait(), 10)
+    assert not segment.exists()

@@ -9,6 +9,7 @@ from orchestrator.api.attribute_filters import matcher
 from orchestrator.api.file_search_schemas import Filter
 from orchestrator.errors import InvalidParameter
 
+FILTERS = TypeAdapter(Filter)
 NUMBERS = st.integers(-9, 9) | st.floats(-9, 9)
 VALUES = NUMBERS | st.booleans() | st.text("ab", max_size=2)
 ATTRIBUTES = st.dictionaries(st.sampled_from("xyz"), VALUES)
@@ -22,7 +23,7 @@ EQUALS = st.builds(
 
 def lets(filters, attributes):
     """Whether a file with these attributes is let through."""
-    return matcher(TypeAdapter(Filter).validate_python(filters), param="filters")(attributes)
+    return matcher(FILTERS.validate_python(filters), param="filters")(attributes)
 
 
 @given(EQUALS, EQUALS, ATTRIBUTES)

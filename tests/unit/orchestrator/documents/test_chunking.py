@@ -99,7 +99,7 @@ def check(pages, chunks, tokenizer, max_tokens):
 texts = st.text(st.sampled_from("abcDE fgh.,!? \n\n -12\u00e9\u65e5\u3002"), max_size=400)
 
 
-@settings(max_examples=120, deadline=None, database=None)
+@settings(max_examples=120, database=None)
 @given(st.lists(texts, max_size=4), st.integers(1, 24), st.data())
 def test_promises_hold_for_any_text_and_numbers(pages, max_tokens, data):
     """Slices are exact, nothing is lost, nothing is too long, and it comes out the same again."""
@@ -112,7 +112,7 @@ def test_promises_hold_for_any_text_and_numbers(pages, max_tokens, data):
     assert list(cut.chunk(document)) == chunks
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=60, database=None)
 @given(st.text(max_size=300), st.integers(12, 40))
 def test_promises_hold_for_the_real_tokenizer_and_any_unicode(text, max_tokens):
     """Odd characters, which the real tokenizer joins, drops or splits, do no harm."""
@@ -121,7 +121,7 @@ def test_promises_hold_for_the_real_tokenizer_and_any_unicode(text, max_tokens):
     check(document, list(cut.chunk(document)), REAL, max_tokens)
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=60, database=None)
 @given(texts)
 def test_tokens_of_one_character_stay_together(text):
     """A tokenizer of bytes never cuts inside a character."""

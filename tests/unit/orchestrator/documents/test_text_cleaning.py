@@ -39,7 +39,7 @@ def test_glyph_names_of_a_font_without_a_character_map_go():
     assert clean("see /g1 and /g2") == "see /g1 and /g2"
 
 
-@settings(max_examples=150, deadline=None, database=None)
+@settings(max_examples=150, database=None)
 @given(st.text(st.characters(), max_size=60))
 def test_clean_text_can_be_stored_and_is_clean_already(raw):
     """Whatever comes in, what comes out is UTF-8 without control characters, and stays as it is."""

@@ -213,7 +213,7 @@ class GateMachine(RuleBasedStateMachine):
         assert self.gate.state().reserved_tokens == 0
 
 
-GateMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+GateMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40)
 test_books = GateMachine.TestCase
 
 
