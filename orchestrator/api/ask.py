@@ -17,7 +17,7 @@ from orchestrator.api.openapi_document import DEADLINE, DEGRADED_HEADERS, ERRORS
 from orchestrator.api.schemas import (
     AskRequest,
     AskResponse,
-    ErrorResponse,
+    ErrorEventOut,
     QueuedOut,
     SearchRequest,
     SearchResponse,
@@ -54,7 +54,7 @@ EVENTS = {
     "sources": SourcesOut,
     "token": TokenOut,
     "done": AskResponse,
-    "error": ErrorResponse,
+    "error": ErrorEventOut,
 }
 """What a streamed answer's events carry, by their names."""
 

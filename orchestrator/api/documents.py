@@ -23,7 +23,7 @@ from orchestrator.api.schemas import (
     BoxesResponse,
     DocumentOut,
     DocumentsResponse,
-    ErrorResponse,
+    ErrorEventOut,
     UploadResponse,
 )
 from orchestrator.api.sse import EventStream, StreamTimers, frame, unless_disconnected
@@ -71,7 +71,7 @@ UPLOAD_SCHEMA = {
         },
     }
 }
-EVENTS = {"document": DocumentOut, "error": ErrorResponse}
+EVENTS = {"document": DocumentOut, "error": ErrorEventOut}
 """What the events of a document carry, by their names."""
 
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from orchestrator.api.error_responses import OPENAI_PREFIX, error_body, error_response
+from orchestrator.api.error_responses import OPENAI_PREFIX, error_event, error_response
 from orchestrator.api.sse import frame
 from orchestrator.errors import NotReady
 
@@ -55,7 +55,7 @@ class _Open:
             await error_response(error, path=self.scope["path"])(self.scope, _nothing, self.send)
         elif self.event_stream:
             ours = not self.scope["path"].startswith(OPENAI_PREFIX)
-            text = frame(error_body(error), "error" if ours else None)
+            text = frame(error_event(error), "error" if ours else None)
             await self.send({"type": "http.response.body", "body": text.encode()})
 
 

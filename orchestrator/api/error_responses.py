@@ -101,7 +101,7 @@ NO_JSON = "The body must be a JSON object; send Content-Type: application/json."
 
 
 def error_body(error: OrchestratorError) -> dict[str, Any]:
-    """The error as it goes over the wire, in a body or in an event."""
+    """The error as it goes over the wire, in a body."""
     return {
         "error": {
             "message": error.message,
@@ -112,13 +112,22 @@ def error_body(error: OrchestratorError) -> dict[str, Any]:
     }
 
 
+def error_event(error: OrchestratorError) -> dict[str, Any]:
+    """The error as a stream's last event: it says itself when to come back, for want of a header."""
+    body = error_body(error)
+    body["error"]["retry_after_s"] = error_retry_after_s(error)
+    return body
+
+
 def error_retry_after_s(error: OrchestratorError) -> float | None:
     """When to come back, in seconds; None if that is not known, or would be in vain."""
     known_s = error.retry_after_s
     in_vain = error.should_retry is False and known_s is None
     if known_s is None and not in_vain and STATUS[type(error)][0] in COME_BACK_LATER:
         known_s = DEFAULT_RETRY_AFTER_S
-    return None if known_s is None else min(max(known_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S)
+    if known_s is None:
+        return None
+    return round(min(max(known_s, MIN_RETRY_AFTER_S), MAX_RETRY_AFTER_S), 3)
 
 
 def error_headers(error: OrchestratorError) -> dict[str, str]:

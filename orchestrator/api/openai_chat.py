@@ -19,7 +19,7 @@ from orchestrator.api.ask import (
     metered,
     whole_answer,
 )
-from orchestrator.api.error_responses import error_body
+from orchestrator.api.error_responses import error_event
 from orchestrator.api.json_route import JsonRoute
 from orchestrator.api.openapi_document import DEADLINE, DEGRADED_HEADERS, ERRORS, event_stream
 from orchestrator.api.schemas import (
@@ -27,7 +27,7 @@ from orchestrator.api.schemas import (
     ChatCompletionRequest,
     ChatCompletionResponse,
     ChatMessage,
-    ErrorResponse,
+    ErrorEventOut,
     LastChatChunkOut,
     ModelOut,
     ModelsResponse,
@@ -40,7 +40,7 @@ from orchestrator.generation.engine_monitor import EngineMonitor
 from orchestrator.pipelines.query import QueryPipeline
 
 OWNER = "tidegate"
-CHUNKS = (ChatChunkOut, LastChatChunkOut, UsageChunkOut, ErrorResponse)
+CHUNKS = (ChatChunkOut, LastChatChunkOut, UsageChunkOut, ErrorEventOut)
 """What a streamed answer's events carry."""
 CHANGES_THE_ANSWER = {
     "audio",
@@ -215,7 +215,7 @@ async def _chunks(
 
 def _told(error: OrchestratorError) -> str:
     """OpenAI's client finds errors by their key, in unnamed events."""
-    return frame(error_body(error))
+    return frame(error_event(error))
 
 
 def _chunk(event: AnswerEvent, stamp: _Stamp, *, include_usage: bool) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from orchestrator.api.ask import citation_json, degraded_json
+from orchestrator.api.error_responses import error_retry_after_s
 from orchestrator.api.file_search_json import place_json
 from orchestrator.api.responses_schemas import ResponseRequest
 from orchestrator.api.sse import frame
@@ -112,7 +113,13 @@ class ResponseDraft:
 
     def failed(self, error: OrchestratorError) -> str:
         """It breaks off: why, and what there is of it."""
-        told = self._event("error", code=error.code, message=error.message, param=error.param)
+        told = self._event(
+            "error",
+            code=error.code,
+            message=error.message,
+            param=error.param,
+            retry_after_s=error_retry_after_s(error),
+        )
         output = self._searched() if self._begun else []
         if self._text:
             output.append(self._message(self._text, [], cut=True))

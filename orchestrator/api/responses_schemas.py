@@ -349,12 +349,13 @@ class AnnotationAddedEvent(ContentEvent):
 
 
 class ErrorEvent(Event):
-    """Why the answer broke off."""
+    """Why the answer broke off; `retry_after_s` is ours."""
 
     type: Literal["error"]
     code: str
     message: str
     param: str | None
+    retry_after_s: float | None
 
 
 EVENTS: dict[str, type[Event]] = {

@@ -251,6 +251,20 @@ class ErrorResponse(BaseModel):
     error: ErrorDetail
 
 
+class ErrorEventDetail(ErrorDetail):
+    """An error in a stream, whose headers were sent long before."""
+
+    retry_after_s: float | None = Field(
+        description="When to come back, in seconds; null if that is not known, or would be in vain."
+    )
+
+
+class ErrorEventOut(BaseModel):
+    """The last event of a stream that could not go on."""
+
+    error: ErrorEventDetail
+
+
 class TextPart(BaseModel):
     """A part of a message's content; only text is understood."""
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from orchestrator.api.error_responses import dumps, error_body, internal_error
+from orchestrator.api.error_responses import dumps, error_event, internal_error
 from orchestrator.errors import ClientClosed, OrchestratorError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def frame(payload: Mapping[str, Any], event: str | None = None) -> str:
 
 def error_frame(error: OrchestratorError) -> str:
     """An error as the last event of a stream, by its name."""
-    return frame(error_body(error), "error")
+    return frame(error_event(error), "error")
 
 
 @dataclass(frozen=True, slots=True)

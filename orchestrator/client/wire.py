@@ -209,7 +209,7 @@ def error_of(payload: Mapping[str, Any], response: httpx2.Response | None = None
         str(error.get("message", f"The answer was {status}, without a reason.")),
         code=str(error.get("code", "unknown")),
         status=status,
-        retry_after_s=None if response is None else _retry_after_s(response),
+        retry_after_s=error.get("retry_after_s") if response is None else _retry_after_s(response),
     )
 
 

@@ -534,6 +534,7 @@ class TestResponses:
         events = list(respond(client, store.id, stream=True))
         assert [e.type for e in events[-2:]] == ["error", "response.failed"]
         assert events[-2].code == events[-1].response.error.code
+        assert events[-2].retry_after_s is None, "of a broken stream nobody knows"
         assert "The gate" in events[-1].response.output_text
 
     @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The page in a real browser, against a real orchestrator whose engine does what it is told."""
 
+import json
 import re
 
 import pytest
@@ -168,6 +169,25 @@ def test_a_refusal_says_when_to_come_back(running, visit):
     expect(again).to_be_enabled(timeout=LONG_MS)
     again.click()
     expect(page.locator(".turn .source").first).to_be_visible(timeout=LONG_MS)
+    del running
+
+
+def test_a_stream_that_gives_up_says_when_to_come_back(running, visit):
+    """As a refusal does, though its headers said that all was well."""
+    error = {"message": "The wait was too long.", "code": "queue_timeout", "retry_after_s": 3.0}
+    visit.page.route(
+        "**/ask",
+        lambda route: route.fulfill(
+            content_type="text/event-stream",
+            body=f"event: error\ndata: {json.dumps({'error': error})}\n\n",
+        ),
+    )
+    visit.ask("When does the gate close?")
+    again = visit.page.get_by_role("button", name=re.compile("Try again"))
+    expect(visit.page.locator(".turn .how")).to_contain_text("The wait was too long.")
+    expect(again).to_be_disabled()
+    expect(again).to_be_enabled(timeout=LONG_MS)
+    visit.page.unroute("**/ask")
     del running
 
 

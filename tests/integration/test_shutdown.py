@@ -212,6 +212,7 @@ def test_a_second_signal_ends_it_at_once(stage, second):
     assert time.monotonic() - began < 2.0
     name, payload = done.result(5).last()
     assert (name, payload["error"]["code"]) == ("error", "not_ready")
+    assert payload["error"]["retry_after_s"] > 0, "headers went out long before"
     assert_gone(family)
 
 

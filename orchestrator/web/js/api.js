@@ -75,8 +75,8 @@ export async function* ask(body, signal) {
   });
   for await (const event of readEvents(response.body, SILENT_S)) {
     if (event.event === "error") {
-      const { message, code } = event.data.error;
-      throw new Told(message, { code });
+      const { message, code, retry_after_s: retryAfterS } = event.data.error;
+      throw new Told(message, { code, retryAfterS });
     }
     yield event;
     if (event.event === "done") return;

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from orchestrator.api import sse
 from orchestrator.api.sse import KEEP_ALIVE, MAX_HELD_CHARS, EventStream, StreamTimers, frame
-from orchestrator.errors import ClientClosed, EngineTimeout
+from orchestrator.errors import ClientClosed, EngineTimeout, QueueTimeout
 
 
 class Client:
@@ -274,17 +274,25 @@ async def test_the_end_of_an_answer_cancels_nobody(client, source, streaming):
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
-    [(EngineTimeout("silent"), "engine_timeout"), (ValueError(), "internal_error")],
+    ("error", "code", "retry_after_s"),
+    [
+        (QueueTimeout("too long", retry_after_s=7.25), "queue_timeout", "7.25"),
+        (QueueTimeout("too long"), "queue_timeout", "5"),
+        (EngineTimeout("silent"), "engine_timeout", "null"),
+        (ValueError(), "internal_error", "null"),
+    ],
 )
-async def test_errors_after_the_first_byte_are_frames(client, source, streaming, error, code):
-    """What came before is kept; the error is the last event, and the log knows it."""
+async def test_errors_after_the_first_byte_are_frames(
+    client, source, streaming, error, code, retry_after_s
+):
+    """What came before is kept; the error is the last event, says when to come back, is logged."""
     source.push(frame({"text": "a"}, "token"), error)
     task = streaming()
     await task
     text = "".join(client.bodies)
     assert text.startswith('event: token\ndata: {"text":"a"}\n\nevent: error\n')
     assert f'"code":"{code}"' in text
+    assert text.endswith(f'"retry_after_s":{retry_after_s}}}}}\n\n')
     assert client.complete
     assert task.request.state.outcome == code
     assert source.closed == 1

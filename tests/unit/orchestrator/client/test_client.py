@@ -170,12 +170,13 @@ def test_a_stream_is_events(asked):
 
 
 def test_a_stream_that_breaks_off_raises_what_was_told(asked):
-    """By its code."""
-    broken = {"error": {"message": "It died.", "code": "engine_unavailable"}}
+    """By its code, with the time to come back."""
+    broken = {"error": {"message": "It died.", "code": "engine_unavailable", "retry_after_s": 5.0}}
     service = Service(events(("token", {"text": "Four"}), ("error", broken)))
     with pytest.raises(ClientError, match="It died") as told:
         asked(service).stream("How high?")
     assert told.value.code == "engine_unavailable"
+    assert told.value.retry_after_s == 5.0
 
 
 @pytest.mark.parametrize("stream", [False, True])
