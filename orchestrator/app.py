@@ -19,7 +19,7 @@ from orchestrator.api import (
     responses_schemas,
 )
 from orchestrator.api.access import Access
-from orchestrator.api.ask import AskRoutes, QuestionLimits
+from orchestrator.api.ask import AskRoutes
 from orchestrator.api.documents import DocumentRoutes
 from orchestrator.api.health import HealthRoutes
 from orchestrator.api.json_route import ShortWay
@@ -31,6 +31,7 @@ from orchestrator.api.openai_files import FileRoutes
 from orchestrator.api.openai_responses import ResponsesRoutes
 from orchestrator.api.openai_vector_stores import VectorStoreRoutes
 from orchestrator.api.page import PageFiles, PageRoutes
+from orchestrator.api.question_limits import QuestionLimits
 from orchestrator.api.sse import StreamTimers
 from orchestrator.assembly import Components
 from orchestrator.errors import OrchestratorError

@@ -14,8 +14,8 @@ from typing import Any
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from orchestrator.access.quotas import Quotas
-from orchestrator.api.ask import QuestionLimits
 from orchestrator.api.mcp_schemas import PATH
+from orchestrator.api.question_limits import QuestionLimits
 from orchestrator.errors import NotReady
 from orchestrator.pipelines.library import Library
 from orchestrator.pipelines.query import QueryPipeline

@@ -14,12 +14,8 @@ from mcp_types import CallToolResult
 
 from orchestrator.access.quotas import Quotas
 from orchestrator.api.access import identity
-from orchestrator.api.ask import (
-    QuestionLimits,
-    answer_json,
-    metered,
-    search_json,
-)
+from orchestrator.api.answer_events import metered
+from orchestrator.api.answer_json import answer_json, search_json
 from orchestrator.api.documents import accepted_json, documents_page
 from orchestrator.api.error_responses import error_retry_after_s, internal_error
 from orchestrator.api.mcp_schemas import (
@@ -38,6 +34,7 @@ from orchestrator.api.mcp_tools import (
     tool_server,
     waiting_text,
 )
+from orchestrator.api.question_limits import QuestionLimits
 from orchestrator.domain import Answer, Question, Queued
 from orchestrator.errors import DocumentTooLarge, InvalidParameter, OrchestratorError
 from orchestrator.pipelines.library import Library

@@ -8,20 +8,18 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import JSONResponse
 
 from orchestrator.access.quotas import Quotas
-from orchestrator.api.ask import (
-    QuestionLimits,
+from orchestrator.api.answer_events import first_events, metered, whole_answer
+from orchestrator.api.answer_json import (
     answer_json,
     citation_json,
     degraded_header,
     degraded_in,
     degraded_json,
-    first_events,
-    metered,
-    whole_answer,
 )
 from orchestrator.api.error_responses import error_event
 from orchestrator.api.json_route import JsonRoute
 from orchestrator.api.openapi_document import DEADLINE, DEGRADED_HEADERS, ERRORS, event_stream
+from orchestrator.api.question_limits import QuestionLimits
 from orchestrator.api.schemas import (
     ChatChunkOut,
     ChatCompletionRequest,

@@ -9,10 +9,10 @@ from starlette.responses import JSONResponse
 
 from orchestrator.access.quotas import Quotas
 from orchestrator.api.access import identity
-from orchestrator.api.ask import QuestionLimits
 from orchestrator.api.embeddings_schemas import EmbeddingsRequest, EmbeddingsResponse
 from orchestrator.api.json_route import JsonRoute
 from orchestrator.api.openapi_document import DEADLINE, ERRORS
+from orchestrator.api.question_limits import QuestionLimits
 from orchestrator.api.sse import unless_disconnected
 from orchestrator.domain import Embeddings
 from orchestrator.errors import InvalidParameter, ModelNotFound

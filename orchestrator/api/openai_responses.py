@@ -8,19 +8,14 @@ from starlette.responses import JSONResponse
 
 from orchestrator.access.quotas import Quotas
 from orchestrator.api.access import identity
-from orchestrator.api.ask import (
-    QuestionLimits,
-    degraded_header,
-    degraded_in,
-    first_events,
-    metered,
-    whole_answer,
-)
+from orchestrator.api.answer_events import first_events, metered, whole_answer
+from orchestrator.api.answer_json import degraded_header, degraded_in
 from orchestrator.api.attribute_filters import matcher
 from orchestrator.api.json_route import JsonRoute
 from orchestrator.api.openai_chat import require_served
 from orchestrator.api.openai_vector_stores import check_ranking
 from orchestrator.api.openapi_document import DEADLINE, DEGRADED_HEADERS, ERRORS, event_stream
+from orchestrator.api.question_limits import QuestionLimits
 from orchestrator.api.response_draft import ResponseDraft
 from orchestrator.api.responses_schemas import (
     EVENTS,

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.responses import JSONResponse
 
 from orchestrator.api.access import identity
-from orchestrator.api.ask import QuestionLimits, degraded_header
+from orchestrator.api.answer_json import degraded_header
 from orchestrator.api.attribute_filters import matcher
 from orchestrator.api.file_search_json import batch_json, result_json, store_file_json, store_json
 from orchestrator.api.file_search_schemas import (
@@ -32,6 +32,7 @@ from orchestrator.api.file_search_schemas import (
 )
 from orchestrator.api.openai_files import Order, listing, page
 from orchestrator.api.openapi_document import DEADLINE, DEGRADED_HEADERS, ERRORS
+from orchestrator.api.question_limits import QuestionLimits
 from orchestrator.api.sse import unless_disconnected
 from orchestrator.errors import InvalidParameter
 from orchestrator.pipelines.query import QueryPipeline

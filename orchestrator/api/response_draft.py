@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.api.ask import citation_json, degraded_json
+from orchestrator.api.answer_json import citation_json, degraded_json
 from orchestrator.api.error_responses import error_retry_after_s
 from orchestrator.api.file_search_json import place_json
 from orchestrator.api.responses_schemas import ResponseRequest

@@ -5,7 +5,7 @@ from fastapi import Request
 
 from orchestrator.access.api_keys import ApiKey, Identity
 from orchestrator.api.access import identity, is_loopback
-from orchestrator.api.ask import QuestionLimits
+from orchestrator.api.question_limits import QuestionLimits
 from orchestrator.domain import Band
 from orchestrator.errors import InvalidApiKey
 
