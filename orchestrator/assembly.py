@@ -44,7 +44,7 @@ from orchestrator.resilience.admission_policy import AdmissionLimits
 from orchestrator.resilience.breaker_probe import BreakerProbe
 from orchestrator.resilience.circuit_breaker import BreakerPolicy, CircuitBreaker
 from orchestrator.resilience.engine_capacity import EngineCapacity, EngineReading
-from orchestrator.resilience.retry import RetryBudget, RetryPolicy
+from orchestrator.resilience.retry import RETRIED, RetryBudget, RetryPolicy
 from orchestrator.retrieval.collection_indexes import CollectionIndexes
 from orchestrator.retrieval.document_store import DocumentStore
 from orchestrator.retrieval.embedder import Embedder
@@ -558,6 +558,11 @@ def _engine_client(
     url: str,
     on_overload: Callable[[], None],
 ) -> EngineClient:
+    for kind in RETRIED:
+        metrics.engine_retries.labels(
+            code=kind.code
+        )  # from 0: the first of a new series is no rate
+
     def on_retry(error: EngineError) -> None:
         metrics.engine_retries.labels(code=error.code).inc()
 

@@ -17,6 +17,8 @@ from tenacity.wait import wait_base
 from orchestrator.errors import EngineOverloaded, EngineUnavailable, OrchestratorError
 from orchestrator.resilience.deadline import Deadline
 
+RETRIED = (EngineUnavailable, EngineOverloaded)
+"""What may be tried again: it cannot have reached the model."""
 SPREAD = 0.25
 """Share of a told pause that is added at random, so that those told the same do not meet again."""
 
@@ -150,7 +152,7 @@ def retry_on() -> retry_base:
 
     Refused, reset or 502/503 before the first byte, or turned away by the engine's own queue.
     """
-    return retry_if_exception_type((EngineUnavailable, EngineOverloaded))
+    return retry_if_exception_type(RETRIED)
 
 
 def stop_when(

@@ -291,6 +291,8 @@ def test_health_metrics_and_status_tell_the_truth(http, engine, handbook):
     text = http.get("/metrics").text
     assert "tidegate_requests_total" in text
     assert "tidegate_requests_running 0.0" in text
+    for code in ("engine_unavailable", "engine_overloaded"):
+        assert f'tidegate_engine_retries_total{{code="{code}"}} ' in text, "no rate without a 0"
     status = http.get("/status").json()
     assert status["documents"]["by_status"]["ready"] >= 1
     assert status["engine"]["model"] == "fake-model"
