@@ -27,10 +27,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import FrameType
 
-SHARED_MEMORY = re.compile(r" (/dev/shm/psm_[^/\s]+)$", re.MULTILINE)
+_SEGMENT = re.compile(r" (/dev/shm/psm_[^/\s]+)$", re.MULTILINE)
 """A segment among a process' maps; Python names it psm_ and a random number."""
 
 _PR_SET_PDEATHSIG = 1
@@ -100,7 +101,7 @@ def _kill_below(child: int) -> list[int]:
     children, it has no descendants.
     """
     give_up_at = time.monotonic() + _KILL_WITHIN_S
-    shared = _shared_memory(_descendants())
+    shared = shared_memory(_descendants())
     while time.monotonic() < give_up_at:
         below = _descendants()
         for pid in below:
@@ -110,22 +111,31 @@ def _kill_below(child: int) -> list[int]:
             os.killpg(child, signal.SIGKILL)
         _reap()
         if not _descendants():
-            for path in shared:
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
+            remove(shared)
             return []
         time.sleep(0.01)
     return _descendants()
 
 
-def _shared_memory(pids: list[int]) -> set[Path]:
-    """What they have mapped of it."""
+def shared_memory(pids: Iterable[int]) -> set[Path]:
+    """
+    Segments that these processes have mapped.
+
+    Blocks while the kernel shows the maps of a process that allocates or ends.
+    """
     found: set[Path] = set()
     for pid in pids:
         with contextlib.suppress(OSError):
             maps = Path(f"/proc/{pid}/maps").read_text(errors="replace")
-            found.update(Path(path) for path in SHARED_MEMORY.findall(maps))
+            found.update(Path(path) for path in _SEGMENT.findall(maps))
     return found
+
+
+def remove(segments: Iterable[Path]) -> None:
+    """Remove those that are still there."""
+    for path in segments:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _descendants() -> list[int]:

@@ -19,7 +19,7 @@ from typing import Self
 
 import psutil
 
-from model_server.engine_guard import SHARED_MEMORY
+from model_server import engine_guard
 from model_server.errors import EngineEnvironmentError
 
 _GUARD = Path(__file__).with_name("engine_guard.py")
@@ -179,17 +179,12 @@ class EngineProcess:
         Remember the shared memory that the engine made: whoever is killed cannot remove it.
 
         The guard removes it too, unless it is killed itself, or whoever was killed held it alone.
-        Blocks while the kernel shows the maps of a process that allocates or ends.
+        Blocks, as `shared_memory` does.
         """
-        for process in self.members():
-            with contextlib.suppress(OSError):
-                maps = Path(f"/proc/{process.pid}/maps").read_text(errors="replace")
-                self._segments.update(Path(found) for found in SHARED_MEMORY.findall(maps))
+        self._segments |= engine_guard.shared_memory(process.pid for process in self.members())
 
     def _remove_segments(self) -> None:
-        for segment in self._segments:
-            with contextlib.suppress(OSError):
-                segment.unlink(missing_ok=True)
+        engine_guard.remove(self._segments)
         self._segments.clear()
 
     async def _ended_or_drained(self, drained: asyncio.Event, *, within_s: float) -> None:

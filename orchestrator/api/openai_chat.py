@@ -1,7 +1,7 @@
 """OpenAI's wire: `POST /v1/chat/completions` and `GET /v1/models`, answered from the documents."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -35,6 +35,7 @@ from orchestrator.api.sse import DONE, EventStream, StreamTimers, frame, unless_
 from orchestrator.domain import Answer, AnswerEvent, Message, Question, Queued, Sampling, Token
 from orchestrator.errors import InvalidParameter, ModelNotFound, OrchestratorError
 from orchestrator.generation.engine_monitor import EngineMonitor
+from orchestrator.generation.engine_request import EngineModel
 from orchestrator.pipelines.query import QueryPipeline
 
 OWNER = "tidegate"
@@ -101,13 +102,12 @@ class OpenAIRoutes:
     async def model(self, model_id: str) -> dict[str, Any]:
         """Describe one model."""
         if model_id != self._embedding_model:
-            self._monitor.listed()
-            require_served(self._monitor, model_id)
+            require_served(self._monitor.listed(), model_id)
         return _model(model_id)
 
     async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
         """Answer the last user message from the documents; whole or as a stream."""
-        require_served(self._monitor, body.model)
+        require_served(self._monitor.state.served, body.model)
         question = self._question(body, request)
         deadline = self._limits.deadline(request, body.timeout_s)
         answered = self._query.answer(question, deadline)
@@ -154,16 +154,16 @@ class OpenAIRoutes:
         )
 
 
-def require_served(monitor: EngineMonitor, model_id: str) -> None:
+def require_served(models: Sequence[EngineModel], model_id: str) -> None:
     """
-    Do nothing if the engine serves this model, or did when it last answered.
+    Do nothing if this model is among those that the engine serves, or did when it last answered.
 
     Without an engine passages are answered, by whatever name: one never seen refuses no name.
 
     Raises:
-        ModelNotFound: If it does not.
+        ModelNotFound: If it is not.
     """
-    served = [m.id for m in monitor.state.served]
+    served = [m.id for m in models]
     if served and model_id not in served:
         raise ModelNotFound(
             f"The model {model_id!r} is not served here. Use one of: {', '.join(served)}.",

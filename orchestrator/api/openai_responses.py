@@ -106,7 +106,7 @@ class ResponsesRoutes:
 
     async def respond(self, body: ResponseRequest, request: Request) -> Response:
         """Answer the last user message from a vector store (`file_search`) or a collection."""
-        require_served(self._monitor, body.model)
+        require_served(self._monitor.state.served, body.model)
         asked = self._asked(body, request)
         deadline = self._limits.deadline(request, body.timeout_s)
         found = await self._answered(asked, request, deadline)
