@@ -47,9 +47,12 @@ DISK_BYTES = {
 APP_MODULES = (
     "orchestrator.server",
     "orchestrator.cli",
+    "orchestrator.documents.parser_process",
+    "orchestrator.retrieval.embedder_process",
     "sentence_transformers",
-    "model_server.control",
+    "model_server.__main__",
 )
+"""A parser may not write: what it imports is compiled here, or anew for each one that starts."""
 ENGINE_MODULES = ("vllm.entrypoints.openai.api_server",)
 
 

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ from loadtest.prometheus import Prometheus, prometheus
 from loadtest.stack import (
     H100_LIKE,
     MODEL_FOLDER,
-    NUM_SEQS,
+    MODELLED,
+    Device,
     EngineName,
     Stack,
+    device_of,
     orchestrator,
     target,
     vllm,
@@ -110,7 +112,7 @@ class Stage:
             )
         )
         took_s = time.monotonic() - began_s
-        self.stack = Stack(self.keeper, self.stack.engine, program, self.stack.target)
+        self.stack = replace(self.stack, orchestrator=program)
         return took_s
 
     def keeper_again(self, **changes: str) -> None:
@@ -118,7 +120,7 @@ class Stage:
         with _inside(self.group):
             program, _ = self._on.enter_context(vllm(self._folder, {**self.changes, **changes}))
         self.keeper = program
-        self.stack = Stack(program, self.stack.engine, self.stack.orchestrator, self.stack.target)
+        self.stack = replace(self.stack, engine_process=program)
 
     def upload(self, name: str, data: bytes) -> httpx2.Response:
         """What the orchestrator says to a document, without waiting for its work."""
@@ -162,15 +164,16 @@ def stage(engine: EngineName, folder: Path, *, without: str = "") -> Iterator[St
             keeper, engine_url = on.enter_context(vllm(folder, changes, module=keeper_module))
         proxy = on.enter_context(proxying(engine_url))
         client = on.enter_context(httpx2.Client(base_url=engine_url, timeout=60, trust_env=False))
-        settings = _settings(engine, keeper, disk or folder)
+        device = device_of(engine, keeper)
+        settings = _settings(engine, device, keeper, disk or folder)
         port = free_port()
         program = on.enter_context(
             orchestrator(folder, proxy.url, settings, port=port, module=module)
         )
         wait_until_up(program, "embedder", within_s=UP_WITHIN_S)
         corpus.upload(program.http)
-        bare = corpus.prompts(corpus.CPU_SIZES if engine == "vllm" else corpus.GPU_SIZES)
-        running = Stack(keeper, client, program, target(client, program, bare))
+        bare = corpus.prompts(corpus.GPU_SIZES if device.large else corpus.CPU_SIZES)
+        running = Stack(keeper, client, program, target(client, program, bare), device)
         watching = on.enter_context(
             prometheus(
                 folder / "prometheus",
@@ -217,10 +220,10 @@ def _variable(name: str, value: str) -> Iterator[None]:
         del os.environ[name]
 
 
-def _settings(engine: EngineName, keeper: Program, disk: Path) -> dict[str, str]:
+def _settings(engine: EngineName, device: Device, keeper: Program, disk: Path) -> dict[str, str]:
     """The orchestrator's."""
     return {
-        "MAX_CONCURRENT_REQUESTS": str(NUM_SEQS[engine] + LOOKAHEAD),
+        "MAX_CONCURRENT_REQUESTS": str(device.num_seqs + LOOKAHEAD),
         "CONTROL_URL": keeper.url,
         **({"TOKENIZER": str(MODEL_FOLDER)} if engine == "vllm" else {}),
         "DATA_DIR": str(disk / "data"),
@@ -230,7 +233,7 @@ def _settings(engine: EngineName, keeper: Program, disk: Path) -> dict[str, str]
 
 def _simulator(folder: Path) -> dict[str, str]:
     """model_server's settings for a simulator in the engine's place, of an H100's speed."""
-    options = (*H100_LIKE, "--max-num-seqs", str(NUM_SEQS["simulator"]))
+    options = (*H100_LIKE, "--max-num-seqs", str(MODELLED.num_seqs))
     return {
         "MODEL_SERVER_ENGINE": "simulator",
         "MODEL_SERVER_MODEL": str(write_model(folder / "model")),

@@ -24,7 +24,7 @@ import httpx2
 from loadtest import report
 from loadtest.bench import Bench
 from loadtest.client_rules import ClientRules
-from loadtest.overload import CPU_MIX, SEED, VLLM_CLIENTS
+from loadtest.overload import CPU_CLIENTS, CPU_MIX, SEED
 from loadtest.programs import commit, machine
 from loadtest.stack import Stack, stack
 from loadtest.systems import SystemName
@@ -71,7 +71,7 @@ def _load(running: Stack, seconds: float) -> float:
             seed=SEED,
             on_result=lambda result: print(report.progress(result), file=sys.stderr, flush=True),
         )
-        capacity = bench.closed("capacity", "engine", clients=VLLM_CLIENTS).figures.answers_rps
+        capacity = bench.closed("capacity", "engine", clients=CPU_CLIENTS).figures.answers_rps
         if not capacity:
             raise SystemExit("the engine answered nothing")
         bench = replace(bench, capacity_rps=capacity)

@@ -2,7 +2,7 @@
 What happens when more is asked than the engine can answer: one table, from one run of the real parts.
 
     make overload ENGINE=simulator|vllm [SCENARIO=all] [REPEATS=3] [SECONDS=60] [OUT=reports/overload.json]
-                  [NAIVE=1] [BESIDE="name=http://…"]
+                  [NAIVE=1] [BESIDE="name=http://…"] [MODEL=<folder>] [CLIENTS=160]
 
 Starts the engine and the orchestrator on free loopback ports, measures what the engine does by itself,
 then offers multiples of that: open-loop Poisson arrivals from fixed seeds, clients that time out and
@@ -37,12 +37,12 @@ from loadtest.stack import H100_LIKE, Stack, stack
 from loadtest.systems import NAIVE, SYSTEMS
 
 SEED = 20260701
-SIMULATOR_CLIENTS = 160
-VLLM_CLIENTS = 40
-"""Enough that more would not make the engine faster by more than 2 %."""
+LARGE_CLIENTS = 160
+CPU_CLIENTS = 40
+"""Enough that more would not make the simulator, or vLLM on a CPU, faster by more than 2 %."""
 CPU_MIX = Mix(mean_tokens=48, cap_tokens=128, sigma=0.1)
 """
-Narrower than on the simulator: a run on a CPU has about a hundred answers, and with lengths as uneven
+Narrower than on a GPU, real or modelled: a run on a CPU has about a hundred answers, and with lengths as uneven
 as there their sum alone differs by 5 % from run to run.
 """
 STALE_S = 600.0
@@ -64,24 +64,28 @@ def main() -> int:
             Path(folder),
             simulator_options=[*H100_LIKE, *options.simulator],
             settings=[tuple(text.split("=", 1)) for text in options.set],
+            model_server={"MODEL_SERVER_MODEL": options.model} if options.model else None,
         ) as alone,
         ProcessPoolExecutor(1, mp_context=spawn) as generator,
     ):
+        large = alone.device.large
+        if options.naive and large:
+            raise SystemExit("the naive service computes on a CPU: leave --naive out on a GPU")
         others = tuple((name, _other(url)) for name, url in options.beside)
         running = replace(alone, target=replace(alone.target, others=others))
         bench = Bench(
             stack=running,
             generator=generator,
             rules=ClientRules(),
-            mix=CPU_MIX if options.engine == "vllm" else Mix(),
+            mix=Mix() if large else CPU_MIX,
             seconds=options.seconds,
             seed=SEED,
             on_result=_say,
             loads_x=options.loads,
             systems=(*SYSTEMS, *([NAIVE] if options.naive else []), *dict(options.beside)),
-            drifts=options.engine == "vllm",
+            drifts=not large,
         )
-        clients = VLLM_CLIENTS if options.engine == "vllm" else SIMULATOR_CLIENTS
+        clients = options.clients or (LARGE_CLIENTS if large else CPU_CLIENTS)
         for repeats, (results, checks) in enumerate(_repeated(bench, options, clients), start=1):
             found = report.verdicts([*goodput(results), *checks, *health(results)])
             about = _about(options, running, results, repeats, time.monotonic() - began_s)
@@ -147,7 +151,7 @@ def _about(
     return {
         "commit": commit(),
         "machine": machine(),
-        "engine": f"{options.engine} ({running.target.model})",
+        "engine": f"{options.engine} ({running.target.model}) on {running.device.name}",
         "repeats": repeats,
         "seconds of a run": options.seconds,
         "loads of the curve": ", ".join(f"{x:g}x" for x in options.loads),
@@ -171,6 +175,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--scenario", default="all", help=f"comma separated: {', '.join(SCENARIOS)}, all"
     )
+    parser.add_argument("--model", default="", help="folder of vLLM's model; its own by default")
+    parser.add_argument(
+        "--clients", type=int, default=0, help="who keep the engine busiest; by its device if 0"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument(
@@ -193,6 +201,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.naive and options.engine == "simulator":
         parser.error("the naive service has a real model: --naive goes with --engine vllm")
+    if options.model and options.engine == "simulator":
+        parser.error("the simulator has no model: --model goes with --engine vllm")
     if options.repeats < 1:
         parser.error("--repeats is at least 1")
     named = options.scenario.split(",")

@@ -211,14 +211,17 @@ def machine_cpu_s() -> float:
 
 
 def commit() -> str:
-    """The checkout's commit, and whether it was changed since."""
-    found = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """The checkout's commit, and whether it was changed since; "unknown" where git cannot say."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except FileNotFoundError:
+        return "unknown"
     return found.stdout.strip() or "unknown"
 
 

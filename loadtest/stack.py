@@ -34,13 +34,31 @@ SPARE_SOCKETS = 8
 """Kept-alive connections, to the engine above all, are no leak."""
 SPARE_TASKS = 4
 
-NUM_SEQS = {"simulator": DEFAULT_NUM_SEQS["cuda"], "vllm": DEFAULT_NUM_SEQS["cpu"]}
-
 MODEL_FOLDER = ROOT / ".models" / "smollm2-135m-instruct"
 ENGINE_PYTHON = ROOT / ".venv-engine" / "bin" / "python"
 VLLM_MODEL = "smollm2-135m-instruct"
 
 _LINE = re.compile(r"^(?P<name>[\w:]+)(?P<labels>\{[^}]*\})?\s+(?P<value>\S+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """
+    Where an engine computes.
+
+    Attributes:
+        name: For people.
+        large: Whether it is a GPU, real or modelled: long prompts and answers, hundreds at a time.
+        num_seqs: How many the engine answers at a time at most.
+    """
+
+    name: str
+    large: bool
+    num_seqs: int
+
+
+MODELLED = Device("a model of an H100", large=True, num_seqs=DEFAULT_NUM_SEQS["cuda"])
+"""Of the simulator, with H100_LIKE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +97,14 @@ class Stack:
         engine: A client of the engine.
         orchestrator: The orchestrator.
         target: The same, as the generator needs it.
+        device: Where the engine computes.
     """
 
     engine_process: Program
     engine: httpx2.Client
     orchestrator: Program
     target: Target
+    device: Device
 
     def status(self) -> dict[str, Any]:
         """The orchestrator's /status."""
@@ -195,18 +215,32 @@ def stack(
         )
         process, url = on.enter_context(starting)
         client = on.enter_context(httpx2.Client(base_url=url, timeout=60, trust_env=False))
+        device = device_of(engine, process)
         wanted = {
             # As `make run` sets it by the plan: the engine's batch, and a few more.
-            "MAX_CONCURRENT_REQUESTS": str(NUM_SEQS[engine] + LOOKAHEAD),
+            "MAX_CONCURRENT_REQUESTS": str(device.num_seqs + LOOKAHEAD),
             **dict(settings),
         }
         if engine == "vllm":
-            wanted |= {"TOKENIZER": str(MODEL_FOLDER), "CONTROL_URL": process.url}
+            model = (model_server or {}).get("MODEL_SERVER_MODEL", str(MODEL_FOLDER))
+            wanted |= {"TOKENIZER": model, "CONTROL_URL": process.url}
         ours = on.enter_context(orchestrator(folder, url, wanted))
         corpus.upload(ours.http)
-        bare = corpus.prompts(corpus.CPU_SIZES if engine == "vllm" else corpus.GPU_SIZES)
+        bare = corpus.prompts(corpus.GPU_SIZES if device.large else corpus.CPU_SIZES)
         pool = corpus.assembled(ours.http, bare)
-        yield Stack(process, client, ours, target(client, ours, pool))
+        yield Stack(process, client, ours, target(client, ours, pool), device)
+
+
+def device_of(engine: EngineName, process: Program) -> Device:
+    """Where the engine computes; vLLM's is what its model_server planned for."""
+    if engine == "simulator":
+        return MODELLED
+    plan = process.http.get("/plan").raise_for_status().json()
+    return Device(
+        name=plan["device"]["name"],
+        large=plan["device"]["kind"] == "cuda",
+        num_seqs=plan["max_num_seqs"],
+    )
 
 
 def target(engine: httpx2.Client, ours: Program, pool: Sequence[corpus.Prompt]) -> Target:

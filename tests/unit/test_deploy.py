@@ -86,6 +86,18 @@ def test_what_cannot_be_imported_is_told_and_goes_on(checkout):
     assert [names_missing(e) for e in environments] == [[], []]
 
 
+def test_programs_that_cannot_write_are_compiled_beforehand():
+    """A parser runs with -B: pypdf would be compiled anew in each."""
+    started = [
+        re.search(r'"-B".* "-m", "([\w.]+)"', line)
+        for source in (ROOT / "orchestrator").rglob("*.py")
+        for line in source.read_text().splitlines()
+    ]
+    programs = {found[1] for found in started if found}
+    assert programs
+    assert programs <= set(setup_environments.APP_MODULES)
+
+
 def test_a_second_setup_does_nothing(checkout):
     """What was installed is stamped, and not installed again."""
     install(checkout, FakePip())

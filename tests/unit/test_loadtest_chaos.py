@@ -9,7 +9,7 @@ from loadtest.chaos_stage import WITHOUT
 from loadtest.client_rules import ClientRules
 from loadtest.figures import Window
 from loadtest.generator import Attempt, Record
-from loadtest.stack import Stack
+from loadtest.stack import MODELLED, Stack
 from tests.chaos_red import REDS
 
 RULES = ClientRules()
@@ -95,4 +95,4 @@ def test_each_plug_has_a_safeguard_without_which_it_is_red():
 def test_an_engine_that_is_gone_has_no_family(monkeypatch):
     """Without a number psutil would mean the test's own family: everything that was started here."""
     monkeypatch.setattr(Stack, "keeper", lambda _self: {"pid": None})
-    assert Stack(None, None, None, None).engine_family() == []
+    assert Stack(None, None, None, None, MODELLED).engine_family() == []
