@@ -8,6 +8,7 @@ Nothing is typed by hand: each figure is the median of the repeats of a run, eac
 
 import argparse
 import json
+import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -194,8 +195,10 @@ def _scenarios(run: Mapping[str, Any]) -> list[str]:
 
 
 def _picture(run: Mapping[str, Any]) -> str:
-    """Its path from the page."""
-    return f"pictures/curve-{str(run['engine']).split(' ', 1)[0]}.svg"
+    """Its path from the page: by engine, and by its GPU where that is a real one."""
+    engine = str(run["engine"])
+    gpu = re.search(r" on NVIDIA (\w+)", engine)
+    return f"pictures/curve-{engine.split(' ', 1)[0]}{'-' + gpu[1].lower() if gpu else ''}.svg"
 
 
 if __name__ == "__main__":

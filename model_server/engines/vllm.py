@@ -141,7 +141,7 @@ def missing_build_tools(python: Path) -> str | None:
     has_vllm, has_header = _ask(python)
     if not has_vllm:
         raise EngineEnvironmentError(
-            f"{python} has no vLLM. Install it there (`make install`), or set "
+            f"{python} has no vLLM. Install it there (`make setup`), or set "
             "MODEL_SERVER_ENGINE_PYTHON to the interpreter that has it."
         )
     compiler = next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), None)

@@ -114,6 +114,19 @@ def test_every_route_is_documented():
         assert route.split("{")[0].rstrip("/") in text, route
 
 
+def test_every_make_that_is_told_exists():
+    """A message that names a command names one that there is."""
+    there = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    told = {
+        word: str(source.relative_to(ROOT))
+        for folder in ("orchestrator", "model_server", "deploy", "loadtest")
+        for source in (ROOT / folder).rglob("*.py")
+        for word in re.findall(r"`make ([a-z-]+)", source.read_text())
+    }
+    assert told
+    assert {word: where for word, where in told.items() if word not in there} == {}
+
+
 def test_every_dependency_has_a_reason():
     """README.md says why each direct dependency is there."""
     text = read("README.md")
