@@ -42,8 +42,8 @@ CPU_CLIENTS = 40
 """Enough that more would not make the simulator, or vLLM on a CPU, faster by more than 2 %."""
 CPU_MIX = Mix(mean_tokens=48, cap_tokens=128, sigma=0.1)
 """
-Narrower than on a GPU, real or modelled: a run on a CPU has about a hundred answers, and with lengths as uneven
-as there their sum alone differs by 5 % from run to run.
+Narrower than on a GPU, real or modelled: a run on a CPU has about a hundred answers, and with lengths
+as uneven as there their sum alone differs by 5 % from run to run.
 """
 STALE_S = 600.0
 """A machine that others share is not as fast ten minutes later: then the capacity is measured anew."""
@@ -64,7 +64,7 @@ def main() -> int:
             Path(folder),
             simulator_options=[*H100_LIKE, *options.simulator],
             settings=[tuple(text.split("=", 1)) for text in options.set],
-            model_server={"MODEL_SERVER_MODEL": options.model} if options.model else None,
+            model_server=_of_model(options.model) if options.model else None,
         ) as alone,
         ProcessPoolExecutor(1, mp_context=spawn) as generator,
     ):
@@ -95,6 +95,12 @@ def main() -> int:
     print(f"\n{report.runs_table(results)}\n\n{report.outcomes_table(results)}")
     print(f"\n{report.checks_table(found)}")
     return int(any(verdict.held is False for verdict in found))
+
+
+def _of_model(folder: str) -> dict[str, str]:
+    """model_server's settings for another model than the bundled one, under its own name."""
+    name = Path(folder).resolve().name.lower()
+    return {"MODEL_SERVER_MODEL": folder, "MODEL_SERVER_SERVED_MODEL_NAME": name}
 
 
 def _other(url: str) -> Other:

@@ -558,10 +558,8 @@ def _engine_client(
     url: str,
     on_overload: Callable[[], None],
 ) -> EngineClient:
-    for kind in RETRIED:
-        metrics.engine_retries.labels(
-            code=kind.code
-        )  # from 0: the first of a new series is no rate
+    for kind in RETRIED:  # from 0: the first of a new series is no rate
+        metrics.engine_retries.labels(code=kind.code)
 
     def on_retry(error: EngineError) -> None:
         metrics.engine_retries.labels(code=error.code).inc()
