@@ -13,7 +13,7 @@ SETUP := $(PYTHON) deploy/setup_environments.py
 SENTENCES := $(BIN)/interrogate --fail-under 100 --whitelist-regex '^test_'
 
 # A file stays in one process: its tests share a running orchestrator.
-SIDE_BY_SIDE := -n 2 --dist loadfile
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .PHONY: help run test test-unit simulation test-integration test-contract check loadtest soak chaos chaos-red report costs relay trace-costs \

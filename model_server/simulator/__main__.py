@@ -14,6 +14,7 @@ import struct
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import uvicorn
@@ -71,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The exit code, after SIGTERM or SIGINT."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    profile = PROFILES[arguments.profile]
     try:
+        profile = _profile(arguments)
         config = _config(arguments, profile)
     except ValueError as exc:
         parser.error(str(exc))
@@ -111,6 +112,15 @@ async def _serve(server: Server, engine: Engine, listener: socket.socket) -> Non
     stepping.cancel()
 
 
+def _profile(arguments: argparse.Namespace) -> Profile:
+    profile, mean = PROFILES[arguments.profile], arguments.answer_tokens
+    if mean is None:
+        return profile
+    if mean <= 0:
+        raise ValueError(f"--answer-tokens must be above 0, got {mean:g}")
+    return replace(profile, answer_tokens=mean)
+
+
 def _config(arguments: argparse.Namespace, profile: Profile) -> EngineConfig:
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     defaults: dict[str, Any] = {
@@ -121,8 +131,8 @@ def _config(arguments: argparse.Namespace, profile: Profile) -> EngineConfig:
         "max_num_batched_tokens": profile.max_num_batched_tokens,
         "max_model_len": profile.max_model_len,
     }
-    for name in ("port", "host", "profile", "shutdown_timeout"):
-        del given[name]
+    for name in ("port", "host", "profile", "shutdown_timeout", "answer_tokens"):
+        given.pop(name, None)
     return EngineConfig(**(defaults | given))
 
 
@@ -150,6 +160,9 @@ def _parser() -> argparse.ArgumentParser:
         "--shutdown-timeout", type=int, default=1, help="seconds for running requests to end"
     )
     parser.add_argument("--time-scale", type=float, help="multiplies every duration")
+    parser.add_argument(
+        "--answer-tokens", type=float, help="mean length of an answer; the profile's by default"
+    )
     return parser
 
 

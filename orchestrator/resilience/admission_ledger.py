@@ -27,6 +27,7 @@ from orchestrator.resilience.load_estimates import (
     AnswerPace,
     DrainMeter,
     Forecasts,
+    LongAnswers,
     OutputLengths,
     RefusalStreak,
 )
@@ -88,6 +89,7 @@ class AdmissionLedger:
         self._finish_s = self._late_share = 0.0
         self._received_tokens = 0
         self._pace = AnswerPace()
+        self._long_answers = LongAnswers()
         self._allowed_s: float | None = None
         self._answer_limit = math.inf
         self._limited_s = 0.0
@@ -184,6 +186,7 @@ class AdmissionLedger:
             self.dispatch(now_s)
             return True
         ticket.revoke()
+        self._long_answers.gave_up(ticket)
         self._queue[ticket] = None
         self._forecasts.left(-ticket.demand.work_tokens, now_s)  # it will leave once more
         self._drain.busy(now_s)
@@ -294,11 +297,11 @@ class AdmissionLedger:
         if seen is None or self._allowed_s is None:
             self._answer_limit = math.inf
             return
-        running, answer_s = seen
         self._answer_limit = policy.answer_limit(
             self._answer_limit,
-            running=running,
-            answer_s=answer_s,
+            running=seen.running,
+            answer_s=seen.answer_s,
+            long_s=self._long_answers.tokens() * seen.token_s,
             allowed_s=self._allowed_s,
             anyone_waits=bool(self._queue),
         )
@@ -328,6 +331,7 @@ class AdmissionLedger:
     def _admit(self, ticket: Ticket, now_s: float) -> None:
         self._charge(ticket)
         self._live[ticket] = None
+        self._long_answers.began(ticket)
         self._pace.live(len(self._live), now_s)
         allowed_s = ticket.deadline_s - now_s
         before_s = allowed_s if self._allowed_s is None else self._allowed_s
@@ -352,6 +356,7 @@ class AdmissionLedger:
         took_s = 0.0 if ticket.granted_s is None else now_s - ticket.granted_s
         if ticket.prefilled:
             self._pace.left(ticket.produced, finished=ticket.finished)
+        self._remember_length(ticket, now_s)
         if ticket.finished:
             self._outputs.setdefault(ticket.route, OutputLengths()).learn(ticket.produced)
             self._finish_s += SERVICE_SMOOTHING * (took_s - self._finish_s)
@@ -361,6 +366,14 @@ class AdmissionLedger:
             self._late_share += LATE_SMOOTHING * (1.0 - self._late_share)
             if self._late_share > LATE_SHARE:
                 self._capacity.late()
+
+    def _remember_length(self, ticket: Ticket, now_s: float) -> None:
+        if ticket.finished:
+            self._long_answers.ended(ticket, ticket.produced)
+        elif ticket.prefilled and now_s >= ticket.deadline_s:
+            self._long_answers.ended(ticket, ticket.demand.max_tokens)
+        else:
+            self._long_answers.gave_up(ticket)
 
     def _follow(self, now_s: float) -> None:
         """Batch work waits rather than spoil the answers of those who sit before a screen."""

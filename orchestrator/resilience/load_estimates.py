@@ -3,6 +3,8 @@
 import math
 import statistics
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 QUANTILE = 0.8
 MIN_SAMPLES = 20
@@ -10,6 +12,9 @@ PRIOR_SHARE = 0.5
 """Share of `max_tokens` that an answer is taken to use while too few have been seen."""
 KEPT = 0.97
 """What an answer still counts after the next one, in the mean length."""
+LONG_QUANTILE = 0.98
+WINDOW = 256
+"""Answers whose lengths are remembered."""
 SUSTAINED_AFTER_S = 5.0
 STREAK_GAP_S = 2.0
 """A longer time without a refusal ends a streak of them, unless the queue stayed as long."""
@@ -73,6 +78,22 @@ class DrainMeter:
         self._since_s = now_s
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """
+    How long answers take on the engine as it is now.
+
+    Attributes:
+        running: Requests with the engine, in the mean.
+        answer_s: Seconds of a mean answer, prompt and all.
+        token_s: Seconds that one more token of an answer takes, everybody's prompts included.
+    """
+
+    running: float
+    answer_s: float
+    token_s: float
+
+
 class AnswerPace:
     """
     How long a mean answer takes at the pace that the engine has now, prompt and all.
@@ -110,14 +131,18 @@ class AnswerPace:
         self._finished = KEPT * self._finished + finished
         self._num_finished += finished
 
-    def seen(self, now_s: float) -> tuple[float, float] | None:
-        """(requests with the engine in the mean, seconds of an answer); None if unknown."""
+    def seen(self, now_s: float) -> Pace | None:
+        """What there is to say; None if it is not known yet."""
         self._advance(now_s)
         if self._num_finished < MIN_SAMPLES or self._busy_s < self._min_busy_s:
             return None
+        token_s = self._live_s / max(self._tokens, 1.0)
         mean_tokens = self._left_tokens / max(self._finished, 1.0)
-        answer_s = mean_tokens * self._live_s / max(self._tokens, 1.0)
-        return self._live_s / self._busy_s, max(answer_s, 1e-3)
+        return Pace(
+            running=self._live_s / self._busy_s,
+            answer_s=max(mean_tokens * token_s, 1e-3),
+            token_s=token_s,
+        )
 
     def _advance(self, now_s: float) -> None:
         kept = math.exp(-self._decay_per_s * max(0.0, now_s - self._since_s))
@@ -128,6 +153,60 @@ class AnswerPace:
         self._since_s = now_s
 
 
+class LongAnswers:
+    """
+    The length that only one answer in fifty exceeds, in tokens.
+
+    Answers count in the order in which they began: of those that begin together the short ones end
+    first, and by these a full engine's answers would all seem short.
+
+    Args:
+        window: Answers that are remembered, and have to be seen first.
+    """
+
+    def __init__(self, *, window: int = WINDOW) -> None:
+        self._begun: dict[object, int | None] = {}
+        self._lengths: deque[int] = deque(maxlen=window)
+        self._quantile: int | None = None
+
+    def began(self, answer: object) -> None:
+        """One began."""
+        self._begun[answer] = None
+
+    def ended(self, answer: object, tokens: int) -> None:
+        """
+        One ended with so many.
+
+        Or with all that it might have had, if it ran out of time: by what it had got, the slower an
+        engine, the shorter its answers, and the more would be let in.
+        """
+        self._begun[answer] = tokens
+        self._take()
+
+    def gave_up(self, answer: object) -> None:
+        """One was cut short for a reason that says nothing of its length."""
+        self._begun.pop(answer, None)
+        self._take()
+
+    def tokens(self) -> float:
+        """The length; infinite until it is known."""
+        if len(self._lengths) < (self._lengths.maxlen or 1):
+            return math.inf
+        if self._quantile is None:
+            self._quantile = _quantile(sorted(self._lengths), LONG_QUANTILE)
+        return self._quantile
+
+    def _take(self) -> None:
+        """Remember those that all began before any that goes on."""
+        while self._begun:
+            first, tokens = next(iter(self._begun.items()))
+            if tokens is None:
+                return
+            del self._begun[first]
+            self._lengths.append(tokens)
+            self._quantile = None
+
+
 class OutputLengths:
     """
     How long the answers of one route get, in tokens.
@@ -136,7 +215,7 @@ class OutputLengths:
         window: Answers that are remembered.
     """
 
-    def __init__(self, *, window: int = 256) -> None:
+    def __init__(self, *, window: int = WINDOW) -> None:
         self._seen: deque[int] = deque(maxlen=window)
         self._q80: int | None = None
         self._mean = 0.0
@@ -153,7 +232,7 @@ class OutputLengths:
             return prior, prior
         if self._q80 is None:
             ordered = sorted(self._seen)
-            self._q80 = ordered[math.ceil(QUANTILE * len(ordered)) - 1]
+            self._q80 = _quantile(ordered, QUANTILE)
             self._mean = statistics.fmean(ordered)
         return (
             max(1, min(self._q80, max_tokens)),
@@ -228,3 +307,7 @@ class Forecasts:
     def median_ratio(self) -> float | None:
         """Told over true, the median; None without any."""
         return statistics.median(self._ratios) if self._ratios else None
+
+
+def _quantile(ordered: Sequence[int], share: float) -> int:
+    return ordered[math.ceil(share * len(ordered)) - 1]

@@ -285,6 +285,33 @@ def test_a_large_engine_is_filled_from_a_cold_start() -> None:
     assert statistics.fmean(generated_per_s) >= 0.98 * 2340
 
 
+class AlikeClients(LargeClients):
+    """Answers of 400 tokens in the mean that are much alike, as where `max_tokens` ends them."""
+
+    def size(self) -> tuple[int, int]:
+        prompt, _ = super().size()
+        return prompt, self.world.random.randint(300, MAX_TOKENS)
+
+
+def test_a_large_engine_is_filled_with_answers_of_one_length() -> None:
+    """
+    Where none is much longer than the mean, more may share the engine, and all end in time.
+
+    Counted as if one in a hundred were four times the mean, they left a fifth of it unused:
+    3,650 tokens a second of the 4,700 that it makes for as many as it can hold. Half a minute passes
+    before the gate knows how long the long ones are.
+    """
+    good_per_s = []
+    for seed in (1, 2, 3):
+        run = Run(lambda e, w: Gate(e, w, LARGE_LIMITS), seed, kinds=AlikeClients, profile=H100_8B)
+        run.clients.stream(lambda _: 2 * 12.0)
+        run.until(110.0)
+        good = [a for a in run.clients.asks if a.good and 50 <= a.done_s < 105]
+        good_per_s.append(sum(a.output_tokens for a in good) / 55)
+    print(f"\na large engine, answers of one length: {[round(r) for r in good_per_s]} tok/s")
+    assert statistics.fmean(good_per_s) >= 0.95 * 4700
+
+
 @pytest.mark.parametrize("max_queued", [256, 8])
 def test_a_light_tenant_is_served_beside_a_hog(max_queued: int) -> None:
     """At triple load, nine tenths of it one tenant's, the other is served; also in a full queue."""

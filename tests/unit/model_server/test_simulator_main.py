@@ -2,7 +2,7 @@
 
 import pytest
 
-from model_server.simulator.__main__ import _config, _parser, main
+from model_server.simulator.__main__ import _config, _parser, _profile, main
 from model_server.simulator.latency import PROFILES
 
 
@@ -27,12 +27,20 @@ def test_flags_win():
     assert (config.max_num_seqs, config.max_num_queued_tokens, config.model) == (7, 0, "m")
 
 
+def test_answers_are_as_long_as_one_wants():
+    """Far above `max_tokens` they all end there, as those of random weights do."""
+    options = _parser().parse_args(["--port", "0", "--answer-tokens", "4000"])
+    assert _profile(options).answer_tokens == 4000
+    assert _profile(_parser().parse_args(["--port", "0"])) is PROFILES["smollm2-cpu"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--kv-cache-tokens", "1000"], "cannot hold one request of max_model_len=4096"),
         (["--stream-interval", "0"], "1 or more"),
         (["--time-scale", "0"], "above 0"),
+        (["--answer-tokens", "0"], "above 0"),
         (["--profile", "tpu"], "invalid choice"),
         (["--port", "x"], "invalid int"),
     ],

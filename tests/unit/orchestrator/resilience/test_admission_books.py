@@ -1,6 +1,7 @@
 """The gate's books under any order of events: what is reserved, who waits, who is never forgotten."""
 
 import contextlib
+import math
 
 import pytest
 from hypothesis import settings
@@ -19,6 +20,7 @@ from orchestrator.resilience.admission import AdmissionGate
 from orchestrator.resilience.admission_policy import AdmissionLimits, Demand, future_peak_tokens
 from orchestrator.resilience.deadline import Deadline
 from orchestrator.resilience.engine_capacity import EngineReading
+from orchestrator.resilience.load_estimates import WINDOW
 
 NUMBER = st.none() | st.integers(-5, 50)
 READING = st.none() | st.builds(
@@ -192,6 +194,12 @@ class GateMachine(RuleBasedStateMachine):
             assert not self.ledger._fits(self.ledger._in_order()[0])
 
     @invariant()
+    def lengths_are_awaited_of_the_live(self):
+        """Whoever waits again, or left, holds nobody's length back."""
+        begun = self.ledger._long_answers._begun
+        assert {t for t, tokens in begun.items() if tokens is None} == set(self.ledger.live)
+
+    @invariant()
     def charges_are_never_negative(self):
         """What a tenant is charged is what it took, and nothing once nobody is here."""
         charged = self.ledger._charges.charged
@@ -270,6 +278,7 @@ def test_room_given_back_by_a_prompt_that_grew_goes_to_others():
     assert not waits.granted
     held = bench.gate._ledger.resize(grows, 5000, bench.now_s)
     assert (held, grows.granted, waits.granted) == (False, False, True)
+    assert grows not in bench.gate._ledger._long_answers._begun, "nobody's length waits for it"
 
 
 def test_a_prompt_that_turned_out_shorter_gives_room_back():
@@ -527,6 +536,18 @@ def test_answers_that_ran_out_of_time_shrink_the_limits(within_s, late, cut):
         bench.gate.leave(ticket)
     bench.gate.observe(None)
     assert (bench.gate.state().correction < 1.0) is cut
+
+
+@pytest.mark.parametrize(("seconds", "tokens"), [(20.0, 500), (1.0, math.inf)])
+def test_one_that_ran_out_of_time_was_a_long_one(seconds, tokens):
+    """It might have had all its tokens; one whose client hung up says nothing."""
+    bench = Bench()
+    for _ in range(WINDOW):
+        ticket = bench.enter(output=500, within_s=20.0)
+        bench.gate.progress(ticket, 20)
+        bench.now_s += seconds
+        bench.gate.leave(ticket)
+    assert bench.gate._ledger._long_answers.tokens() == tokens
 
 
 def test_the_next_answer_is_foretold_from_those_that_ended():

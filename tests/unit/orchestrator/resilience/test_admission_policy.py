@@ -244,9 +244,16 @@ def test_brownout_begins_above_one_mark_and_ends_below_the_other():
     assert not brownout(active=True, eta_s=1.9, limits=LIMITS)
 
 
-def limit_of(limit=math.inf, *, running=100.0, answer_s=5.0, allowed_s=30.0, anyone_waits=True):
+def limit_of(
+    limit=math.inf, *, running=100.0, answer_s=5.0, long_x=4.0, allowed_s=30.0, anyone_waits=True
+):
     return answer_limit(
-        limit, running=running, answer_s=answer_s, allowed_s=allowed_s, anyone_waits=anyone_waits
+        limit,
+        running=running,
+        answer_s=answer_s,
+        long_s=long_x * answer_s,
+        allowed_s=allowed_s,
+        anyone_waits=anyone_waits,
     )
 
 
@@ -264,6 +271,14 @@ def test_answers_that_take_too_long_limit_how_many_share_the_engine():
     assert limit_of(allowed_s=0.0) == 1.0
 
 
+def test_answers_of_one_length_may_take_most_of_the_time():
+    """With nothing much longer than the mean, a quarter for the mean would leave the engine idle."""
+    assert limit_of(answer_s=23.0, long_x=1.0) == math.inf
+    assert limit_of(answer_s=26.0, long_x=1.5) == pytest.approx(60.0)
+    assert limit_of(running=4.0, answer_s=24.0, long_x=1.0) == pytest.approx(3.75)
+    assert limit_of(answer_s=16.2, long_x=100.0) == pytest.approx(50.0)
+
+
 def test_a_limit_that_is_too_low_grows():
     """By a quarter a second towards what there is time for; freely once it is in nobody's way."""
     assert limit_of(4.0, running=4.0, answer_s=1.0) == 5.0
@@ -276,16 +291,18 @@ def test_a_limit_that_is_too_low_grows():
     st.floats(1, 1e6) | st.just(math.inf),
     st.floats(1e-9, 1e4),
     st.floats(1e-3, 1e9),
+    st.floats(1e-3, 1e9),
     st.floats(-10, 1e6),
     st.booleans(),
 )
-def test_one_answer_may_always_be_made(limit, running, answer_s, allowed_s, anyone_waits):
+def test_one_answer_may_always_be_made(limit, running, answer_s, long_s, allowed_s, anyone_waits):
     """Whatever the pace, the limit is at least one and a number."""
     assert (
         answer_limit(
             limit,
             running=running,
             answer_s=answer_s,
+            long_s=long_s,
             allowed_s=allowed_s,
             anyone_waits=anyone_waits,
         )

@@ -1,5 +1,7 @@
 """What the gate learns: the engine's speed, the length of answers, how true its forecasts were."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from orchestrator.resilience.load_estimates import (
     AnswerPace,
     DrainMeter,
     Forecasts,
+    LongAnswers,
     OutputLengths,
     RefusalStreak,
 )
@@ -202,9 +205,10 @@ def test_an_answer_takes_its_tokens_times_their_pace():
     pace = AnswerPace()
     assert pace.seen(answered(pace, seconds=20)) is None
     pace = AnswerPace()
-    running, answer_s = pace.seen(answered(pace))
-    assert running == pytest.approx(4.0)
-    assert answer_s == pytest.approx(100 * 0.05, rel=0.05)
+    seen = pace.seen(answered(pace))
+    assert seen.running == pytest.approx(4.0)
+    assert seen.answer_s == pytest.approx(100 * 0.05, rel=0.05)
+    assert seen.token_s == pytest.approx(0.05, rel=0.05)
 
 
 def test_one_slow_token_is_one_of_many():
@@ -212,7 +216,7 @@ def test_one_slow_token_is_one_of_many():
     pace = AnswerPace()
     end_s = answered(pace)
     pace.done(4, end_s + 1.0)
-    assert pace.seen(end_s + 1.0)[1] <= 1.1 * 5.0
+    assert pace.seen(end_s + 1.0).answer_s <= 1.1 * 5.0
 
 
 def test_a_slower_engine_is_followed():
@@ -221,7 +225,7 @@ def test_a_slower_engine_is_followed():
     end_s = answered(pace)
     for step in range(1, 41):
         pace.done(4, end_s + step * 0.5)
-    assert pace.seen(end_s + 20.0)[1] >= 15.0
+    assert pace.seen(end_s + 20.0).answer_s >= 15.0
 
 
 def test_answers_that_were_cut_off_are_not_short():
@@ -231,7 +235,7 @@ def test_answers_that_were_cut_off_are_not_short():
     for _ in range(200):
         pace.left(100, finished=True)
         pace.left(300, finished=False)
-    assert pace.seen(40.0)[1] == pytest.approx(4 * 5.0, rel=0.1)
+    assert pace.seen(40.0).answer_s == pytest.approx(4 * 5.0, rel=0.1)
 
 
 def test_a_pace_is_forgotten_when_nobody_asks():
@@ -241,3 +245,52 @@ def test_a_pace_is_forgotten_when_nobody_asks():
     pace.live(0, end_s)
     assert pace.seen(end_s + 5.0) is not None
     assert pace.seen(end_s + 60.0) is None
+
+
+def long_of(lengths, *, window=50):
+    """What is known after answers of these lengths, one after the other."""
+    long_answers = LongAnswers(window=window)
+    for number, tokens in enumerate(lengths):
+        long_answers.began(number)
+        long_answers.ended(number, tokens)
+    return long_answers
+
+
+def test_a_long_answer_is_one_that_few_are_longer_than():
+    """One in fifty does not count, two do; those before the window are forgotten."""
+    assert long_of([100] * 49 + [900]).tokens() == 100
+    assert long_of([100] * 48 + [400, 900]).tokens() == 400
+    assert long_of([900] * 50 + [100] * 50).tokens() == 100
+
+
+def test_a_long_answer_is_unknown_until_a_window_was_seen():
+    """The longest may be of any length until then."""
+    assert long_of([100] * 49).tokens() == math.inf
+
+
+def test_of_those_that_begin_together_the_short_ones_do_not_count_first():
+    """One that goes on holds back all that began after it; whoever hung up does not."""
+    long_answers = long_of([100] * 50)
+    long_answers.began("long")
+    for number in range(100, 200):
+        long_answers.began(number)
+        long_answers.ended(number, 5)
+    assert long_answers.tokens() == 100
+    long_answers.gave_up("long")
+    assert long_answers.tokens() == 5
+
+
+@given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 2)), max_size=100))
+def test_nothing_is_kept_of_those_that_have_left(steps):
+    """However answers begin, end and are cut short: once nobody is left, nobody is waited for."""
+    long_answers = LongAnswers(window=1)
+    for answer, step in steps:
+        if step == 0:
+            long_answers.began(answer)
+        else:
+            long_answers.gave_up(answer)
+    for answer in range(8):
+        long_answers.gave_up(answer)
+    long_answers.began("last")
+    long_answers.ended("last", 77)
+    assert long_answers.tokens() == 77
