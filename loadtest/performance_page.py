@@ -4,6 +4,7 @@
     make report FROM="reports/vllm.json reports/simulator.json"
 
 Nothing is typed by hand: each figure is the median of the repeats of a run, each row is in the table.
+What the page has of other engines and scenarios stays.
 """
 
 import argparse
@@ -48,14 +49,13 @@ What is counted, and how: [loadtest/README.md](../loadtest/README.md). In short:
 
 
 def main() -> int:
-    """Write the page."""
+    """Write the page anew, with these runs in it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("runs", nargs="+", type=Path, help="JSON files of `make overload`")
     options = parser.parse_args()
-    parts = [HEAD]
-    for path in options.runs:
-        run = json.loads(path.read_text())
-        parts.append(section(run))
+    runs = [json.loads(path.read_text()) for path in options.runs]
+    parts = [HEAD, *map(section, runs), *kept(PAGE.read_text() if PAGE.exists() else "", runs)]
+    for run in runs:
         if _loads(run):
             picture = PAGE.parent / _picture(run)
             picture.parent.mkdir(exist_ok=True)
@@ -63,6 +63,23 @@ def main() -> int:
     PAGE.write_text("\n".join(parts))
     print(PAGE.relative_to(ROOT))
     return 0
+
+
+def kept(page: str, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The page's sections with something that none of the runs measured anew on the same engine."""
+    sections = re.split(r"^(?=## )", page, flags=re.MULTILINE)[1:]
+    return [
+        text.rstrip("\n") + "\n"
+        for text in sections
+        if not any(_replaces(run, text) for run in runs)
+    ]
+
+
+def _replaces(run: Mapping[str, Any], text: str) -> bool:
+    heading = text.partition("\n")[0].removeprefix("## ")
+    engine, _, scenarios = heading.rpartition(": ")
+    same = _picture(run) == _picture({"engine": engine})
+    return same and set(scenarios.split(", ")) <= set(_scenarios(run))
 
 
 def section(run: Mapping[str, Any]) -> str:

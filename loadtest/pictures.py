@@ -9,7 +9,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-WIDTH_IN, HEIGHT_IN = 7.2, 3.0
+WIDTH_IN, HEIGHT_IN = 7.2, 3.2
+LEGEND_COLUMNS = 4
 COLOURS = ("#1f6feb", "#d1242f", "#8250df", "#bf8700", "#1a7f37", "#57606a", "#cf5c9c")
 
 
@@ -60,7 +61,7 @@ def lines(title: str, found: Sequence[Line], *, x: str, y: str, log_x: bool = Fa
     known += [high for line in found for _, high in line.spread or ()]
     axes.set_ylim(0, max(known, default=0.0) * 1.08 or 1.0)
     if any(line.name for line in found):
-        axes.legend(fontsize=8, frameon=False)
+        _legend(figure)
     return _svg(figure)
 
 
@@ -94,8 +95,13 @@ def stacked(
         )  # fmt: skip
         bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
     if counts:
-        axes.legend(fontsize=8, frameon=False, loc="upper left")
+        _legend(figure)
     return _svg(figure)
+
+
+def _legend(figure: Figure) -> None:
+    """Below the picture, where it hides nothing."""
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=LEGEND_COLUMNS)
 
 
 def _empty(title: str, *, x: str, y: str) -> tuple[Figure, Any]:

@@ -339,7 +339,7 @@ def _status_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("engine", f"{served} at {engine['url']}, window {engine['max_model_len']} tokens"),
         (
             "gate",
-            f"{gate['running']} of {gate['concurrent']} running, {gate['queued']} waiting",
+            f"{gate['running']} of {gate['concurrent']} running, {gate['queued']} waiting{_for(gate)}",
         ),
         (
             "KV cache",
@@ -380,6 +380,11 @@ class _told:  # noqa: N801 - used as a statement, like contextlib's own
         if isinstance(error, ClientError):
             Console(stderr=True).print(f"[red]{escape(str(error))}[/red]")
             raise typer.Exit(1) from error
+
+
+def _for(gate: dict[str, Any]) -> str:
+    """What those who wait are waiting for."""
+    return f" for {gate['waits_for']}" if gate["waits_for"] else ""
 
 
 def _tokens(gate: dict[str, Any]) -> str:

@@ -251,7 +251,7 @@ def export_gauges(parts: Components) -> None:
     gauge(
         "tidegate_capacity_requests",
         "Questions that may be with the engine now.",
-        lambda: parts.gate.capacity.current().concurrent,
+        lambda: parts.gate.state().concurrent,
     )
     gauge(
         "tidegate_capacity_correction",

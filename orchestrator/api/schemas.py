@@ -493,6 +493,9 @@ class GateOut(GateExcerpt):
     reserved_tokens: int = Field(ge=0, description="Most tokens that they will hold at once.")
     capacity_tokens: int | None = Field(description="Tokens to reserve; null while unknown.")
     concurrent: int = Field(ge=0, description="Questions that may run.")
+    waits_for: Literal["seats", "time", "prompts", "cache"] | None = Field(
+        description="Which limit keeps the next question from the engine; null if none waits."
+    )
     correction: float = Field(ge=0, le=1, description="Learnt factor on the limits.")
     brownout: bool = Field(description="Whether answers are degraded under load.")
     sustained_overload: bool

@@ -15,6 +15,7 @@ from orchestrator.resilience import admission_policy as policy
 from orchestrator.resilience.admission_policy import (
     Action,
     AdmissionLimits,
+    Bound,
     Capacity,
     Decision,
     Demand,
@@ -49,6 +50,7 @@ class GateState:
         reserved_tokens: Most tokens of cache that the live requests will hold at once.
         capacity_tokens: Tokens that may be reserved; None if the engine's cache is unknown.
         concurrent: Requests that may be live.
+        waits_for: What keeps the next one from the engine; None if nobody waits.
         eta_s: Predicted wait of whoever came last; None if unknown.
         forecast_ratio: Retry-After over the wait that then would have served, median.
     """
@@ -58,6 +60,7 @@ class GateState:
     reserved_tokens: int
     capacity_tokens: int | None
     concurrent: int
+    waits_for: Bound | None
     correction: float
     brownout: bool
     sustained_overload: bool
@@ -198,7 +201,7 @@ class AdmissionLedger:
         self._pace.live(len(self._live), now_s)
         self._limit_answers(now_s)
         while self._queue:
-            ticket = next(iter(self._queue)) if len(self._queue) == 1 else self._in_order()[0]
+            ticket = self._next()
             if not self._fits(ticket):
                 return
             self._places = None
@@ -237,6 +240,7 @@ class AdmissionLedger:
             reserved_tokens=policy.future_peak_tokens(t.live for t in self._live),
             capacity_tokens=current.kv_tokens,
             concurrent=current.concurrent if current.in_time is None else current.in_time,
+            waits_for=self._bound(self._next()) if self._queue else None,
             correction=self._capacity.correction,
             brownout=self.brownout,
             sustained_overload=self.sustained_overload(now_s),
@@ -275,11 +279,14 @@ class AdmissionLedger:
         self._left_queue(ticket, now_s)
 
     def _fits(self, ticket: Ticket) -> bool:
+        return self._bound(ticket) is None
+
+    def _bound(self, ticket: Ticket) -> Bound | None:
         unread = sum(t.demand.prompt_tokens for t in self._live if not t.prefilled)
         band = ticket.caller.band
         peers = sum(t.caller.band <= band for t in self._live)
         load = Load([t.live for t in self._live], unread, peers)
-        return policy.fits(ticket.demand, band, load, self._room(), self._limits)
+        return policy.bound(ticket.demand, band, load, self._room(), self._limits)
 
     def _room(self) -> Capacity:
         """What the engine can hold of ours, and no more than can end in time."""
@@ -313,6 +320,9 @@ class AdmissionLedger:
             places[ticket] = (position, ahead)
             ahead += ticket.demand.work_tokens
         return places
+
+    def _next(self) -> Ticket:
+        return next(iter(self._queue)) if len(self._queue) == 1 else self._in_order()[0]
 
     def _in_order(self) -> list[Ticket]:
         tickets = list(self._queue)

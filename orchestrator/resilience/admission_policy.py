@@ -8,7 +8,7 @@ Time is counted in work: tokens that wait, over tokens that the engine gets done
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Literal
 
 from orchestrator.domain import Band
@@ -225,29 +225,42 @@ def remaining_tokens(produced: int, demand: Demand) -> int:
     return max(min(left, max(16, produced // 4)), 0)
 
 
-def fits(
+class Bound(StrEnum):
+    """Which limit keeps the next request from the engine."""
+
+    SEATS = "seats"
+    """As many are there as may be at once."""
+    TIME = "time"
+    """One more, and answers would not end in time."""
+    PROMPTS = "prompts"
+    """As many tokens as may be wait there to be read."""
+    CACHE = "cache"
+    """The engine's cache is given away, at its worst moment to come."""
+
+
+def bound(
     demand: Demand, band: Band, load: Load, capacity: Capacity, limits: AdmissionLimits
-) -> bool:
+) -> Bound | None:
     """
-    Whether the engine can hold this request beside the live ones until all have ended.
+    What keeps this request from the engine; None if it can be held until all have ended.
 
     One request alone always fits: what is too large even then, the engine itself refuses.
     """
     if not load.live:
-        return True
+        return None
     share = limits.batch_share if band is Band.BATCH else 1.0
     if len(load.live) >= max(1, int(capacity.concurrent * share)):
-        return False
+        return Bound.SEATS
     # Those less urgent may be slowed down: who is urgent must not wait until they have ended.
     if capacity.in_time is not None and load.peers >= max(1, int(capacity.in_time * share)):
-        return False
+        return Bound.TIME
     prefill = load.prefill_tokens + demand.prompt_tokens
     if load.prefill_tokens and prefill > capacity.prefill_tokens * share:
-        return False
+        return Bound.PROMPTS
     if capacity.kv_tokens is None:
-        return True
-    budget = capacity.kv_tokens * share
-    return future_peak_tokens([*load.live, (demand.prompt_tokens, demand.output_tokens)]) <= budget
+        return None
+    peak = future_peak_tokens([*load.live, (demand.prompt_tokens, demand.output_tokens)])
+    return Bound.CACHE if peak > capacity.kv_tokens * share else None
 
 
 def serving_order(waiting: Sequence[Waiting], charged: Mapping[str, float]) -> list[int]:

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from loadtest.performance_page import _picture
 from loadtest.programs import commit
 from loadtest.stack import MODELLED, Device, device_of
 
@@ -35,10 +34,3 @@ def test_without_git_a_commit_is_unknown(monkeypatch):
     """Where a tree was unpacked: an hour of figures is not lost over it."""
     monkeypatch.setenv("PATH", "")
     assert commit() == "unknown"
-
-
-def test_a_gpus_picture_does_not_replace_the_cpus():
-    """Both engines are vLLM."""
-    cpu = _picture({"engine": "vllm (smollm2) on AMD EPYC"})
-    gpu = _picture({"engine": "vllm (smollm2) on NVIDIA H100 80GB HBM3"})
-    assert (cpu, gpu) == ("pictures/curve-vllm.svg", "pictures/curve-vllm-h100.svg")

@@ -17,7 +17,12 @@ from hypothesis.stateful import (
 from orchestrator.domain import Band, Caller
 from orchestrator.errors import DeadlineExceeded, NotReady, Overloaded, QueueFull, QueueTimeout
 from orchestrator.resilience.admission import AdmissionGate
-from orchestrator.resilience.admission_policy import AdmissionLimits, Demand, future_peak_tokens
+from orchestrator.resilience.admission_policy import (
+    AdmissionLimits,
+    Bound,
+    Demand,
+    future_peak_tokens,
+)
 from orchestrator.resilience.deadline import Deadline
 from orchestrator.resilience.engine_capacity import EngineReading
 from orchestrator.resilience.load_estimates import WINDOW
@@ -548,6 +553,19 @@ def test_one_that_ran_out_of_time_was_a_long_one(seconds, tokens):
         bench.now_s += seconds
         bench.gate.leave(ticket)
     assert bench.gate._ledger._long_answers.tokens() == tokens
+
+
+def test_what_the_next_one_waits_for_is_told():
+    """The first limit that keeps it out; nothing where nobody waits."""
+    bench = Bench(max_concurrent=3, kv_tokens=1000, safety=1.0)
+    bench.enter(prompt=600)
+    assert bench.gate.state().waits_for is None
+    large = bench.enter(prompt=600)
+    assert bench.gate.state().waits_for is Bound.CACHE
+    bench.gate.leave(large)
+    for _ in range(3):
+        bench.enter(prompt=10)
+    assert bench.gate.state().waits_for is Bound.SEATS
 
 
 def test_the_next_answer_is_foretold_from_those_that_ended():

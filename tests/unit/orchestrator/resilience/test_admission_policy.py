@@ -10,14 +10,15 @@ from orchestrator.domain import Band
 from orchestrator.resilience.admission_policy import (
     Action,
     AdmissionLimits,
+    Bound,
     Capacity,
     Demand,
     Load,
     Waiting,
     answer_limit,
+    bound,
     brownout,
     decide,
-    fits,
     future_peak_tokens,
     predicted_wait_s,
     remaining_tokens,
@@ -74,17 +75,17 @@ def test_an_outgrown_answer_is_taken_to_grow_by_a_quarter():
 def test_one_request_alone_always_fits():
     """What is too large for everything is still tried: the engine has the last word."""
     giant = Demand(10**6, 10**6, 10**6, 10**6)
-    assert fits(giant, Band.BATCH, Load([], 0), Capacity(100, 1, 10), LIMITS)
+    assert bound(giant, Band.BATCH, Load([], 0), Capacity(100, 1, 10), LIMITS) is None
 
 
 def test_requests_are_bounded_by_number():
     """As many as the engine may have of ours, and not one more; batch stops earlier."""
     capacity = Capacity(None, 4, 10**6)
     load = [Load([(1, 1)] * n, 0) for n in range(6)]
-    normal = [fits(DEMAND, Band.NORMAL, one, capacity, LIMITS) for one in load]
-    batch = [fits(DEMAND, Band.BATCH, one, capacity, LIMITS) for one in load]
-    assert normal == [True, True, True, True, False, False]
-    assert batch == [True, True, False, False, False, False]
+    normal = [bound(DEMAND, Band.NORMAL, one, capacity, LIMITS) for one in load]
+    batch = [bound(DEMAND, Band.BATCH, one, capacity, LIMITS) for one in load]
+    assert normal == [None] * 4 + [Bound.SEATS] * 2
+    assert batch == [None] * 2 + [Bound.SEATS] * 4
 
 
 def test_prompts_are_read_a_window_at_a_time():
@@ -92,11 +93,12 @@ def test_prompts_are_read_a_window_at_a_time():
     capacity = Capacity(None, 10, 1000)
     long = Demand(950, 10, 10, 10)
     middle = Demand(500, 10, 10, 10)
-    assert fits(long, Band.NORMAL, Load([(1, 1)], 50), capacity, LIMITS)
-    assert not fits(long, Band.NORMAL, Load([(1, 1)], 51), capacity, LIMITS)
-    assert fits(Demand(5000, 1, 1, 1), Band.NORMAL, Load([(1, 1)], 0), capacity, LIMITS)
-    assert fits(middle, Band.NORMAL, Load([(1, 1)], 200), capacity, LIMITS)
-    assert not fits(middle, Band.BATCH, Load([(1, 1)], 200), capacity, LIMITS)
+    giant = Demand(5000, 1, 1, 1)
+    assert bound(long, Band.NORMAL, Load([(1, 1)], 50), capacity, LIMITS) is None
+    assert bound(long, Band.NORMAL, Load([(1, 1)], 51), capacity, LIMITS) is Bound.PROMPTS
+    assert bound(giant, Band.NORMAL, Load([(1, 1)], 0), capacity, LIMITS) is None
+    assert bound(middle, Band.NORMAL, Load([(1, 1)], 200), capacity, LIMITS) is None
+    assert bound(middle, Band.BATCH, Load([(1, 1)], 200), capacity, LIMITS) is Bound.PROMPTS
 
 
 @given(st.lists(LIVE, min_size=1, max_size=8), st.sampled_from(Band), st.integers(100, 3000))
@@ -106,7 +108,7 @@ def test_what_fits_stays_within_the_cache(live, band, kv_tokens):
     capacity = Capacity(kv_tokens, 100, 10**6)
     share = LIMITS.batch_share if band is Band.BATCH else 1.0
     inside = future_peak_tokens([*live, new]) <= kv_tokens * share
-    assert fits(DEMAND, band, Load(live, 0), capacity, LIMITS) is inside
+    assert bound(DEMAND, band, Load(live, 0), capacity, LIMITS) is (None if inside else Bound.CACHE)
 
 
 WAITING = st.builds(
@@ -334,6 +336,7 @@ def test_who_is_urgent_does_not_wait_for_the_less_urgent_to_end_in_time():
     """The limit of answers that end in time counts those who are as urgent, the seats count all."""
     room = Capacity(kv_tokens=None, concurrent=4, prefill_tokens=4096, in_time=2)
     three = [(10, 10)] * 3
-    assert fits(DEMAND, Band.INTERACTIVE, Load(three, peers=1), room, LIMITS)
-    assert not fits(DEMAND, Band.NORMAL, Load(three, peers=3), room, LIMITS)
-    assert not fits(DEMAND, Band.INTERACTIVE, Load([(10, 10)] * 4, peers=1), room, LIMITS)
+    four = [(10, 10)] * 4
+    assert bound(DEMAND, Band.INTERACTIVE, Load(three, peers=1), room, LIMITS) is None
+    assert bound(DEMAND, Band.NORMAL, Load(three, peers=3), room, LIMITS) is Bound.TIME
+    assert bound(DEMAND, Band.INTERACTIVE, Load(four, peers=1), room, LIMITS) is Bound.SEATS
