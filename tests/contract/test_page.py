@@ -120,7 +120,7 @@ def test_cancelling_frees_the_real_engine(visit, vllm_url):
 
 
 def test_a_place_in_the_queue_is_shown_under_load(crowded):
-    """Others have the engine: the page says which place it has, and then answers."""
+    """Others have the engine: the page says which place it has and what for, and then answers."""
     with (
         httpx2.Client(base_url=crowded.url, timeout=LONG_MS / 1000, trust_env=False) as http,
         ThreadPoolExecutor(OTHERS) as others,
@@ -133,6 +133,8 @@ def test_a_place_in_the_queue_is_shown_under_load(crowded):
         assert until(lambda: http.get("/status").json()["gate"]["queued"] == OTHERS - 1, 30)
         made.ask("At what water level are the gates closed?")
         expect(made.page.locator(".turn .how")).to_contain_text("place")
+        made.page.locator("#status-button").click()
+        expect(made.page.locator("#status dl")).to_contain_text("a place beside those")
         made.pictured("queue-real")
         expect(made.page.locator(".turn .sources")).to_contain_text("handbook.pdf")
         assert {answer.result().status_code for answer in asked} == {200}

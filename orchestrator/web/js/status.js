@@ -68,12 +68,22 @@ function lines({ dependencies, gate, engine, documents, memory, uptime_s: uptime
     fact(name, detail ? `${status}: ${detail}` : status),
   );
   return [
-    make("dl", {}, ...parts.flat(), ...fact("model", engine.model ?? "none"), ...(uptimeS ? fact("running for", duration(uptimeS)) : [])),
+    make("dl", {}, ...parts.flat(), ...fact("model", engine.model ?? "none"), ...waitsFor(gate), ...(uptimeS ? fact("running for", duration(uptimeS)) : [])),
     meter("Memory of the model's answers", gate.reserved_tokens, gate.kv_cache_tokens, "tokens"),
     meter("Places in the queue", gate.queued, gate.max_queued, "taken"),
     make("p", {}, `${count(documents.total ?? 0, "document")}, ${count(documents.chunks ?? 0, "passage")}${held(documents, memory)}.`),
   ].filter(Boolean);
 }
+
+const LIMITS = {
+  seats: "a place beside those that it answers",
+  time: "others to end, so that all end in time",
+  prompts: "prompts that are being read",
+  cache: "room in the memory of its answers",
+};
+
+/** Which limit keeps the next question from the model; only those see it who run the service. */
+const waitsFor = (gate) => (gate.waits_for ? fact("questions wait for", LIMITS[gate.waits_for]) : []);
 
 /** What only those see who run the service. */
 const held = (documents, memory) =>
