@@ -59,6 +59,7 @@ class Target:
         orchestrator: (host, port) of the orchestrator.
         bands: Whether the orchestrator knows priorities.
         others: Further systems, by name.
+        keys: The key of each tenant, where the orchestrator asks for keys.
     """
 
     engine: tuple[str, int]
@@ -67,6 +68,7 @@ class Target:
     bands: bool
     pool: tuple[Prompt, ...]
     others: tuple[tuple[SystemName, Other], ...] = ()
+    keys: tuple[tuple[str, str], ...] = ()
 
     def other(self, name: SystemName) -> Other | None:
         """A system that is none of our own three; None if the name is one of theirs."""
@@ -82,7 +84,7 @@ class Target:
         """How a system is asked."""
         host = "{}:{}".format(*self.address(name))
         if name == "tidegate":
-            return Tidegate(host=host, pool=self.pool, bands=self.bands)
+            return Tidegate(host=host, pool=self.pool, bands=self.bands, keys=dict(self.keys))
         if (other := self.other(name)) is not None and name == NAIVE:
             tokenizer = Tokenizer.from_file(str(Path(other.model) / "tokenizer.json"))
             return Naive(host=host, pool=self.pool, tokens=_counted(tokenizer))

@@ -32,7 +32,7 @@ from loadtest.bench import LOADS_X, Bench, Result
 from loadtest.client_rules import ClientRules
 from loadtest.generator import Other
 from loadtest.programs import commit, end_in_order, machine
-from loadtest.scenarios import IN_ALL, SCENARIOS, Check, goodput, health
+from loadtest.scenarios import IN_ALL, SCENARIOS, TENANTS, Check, goodput, health
 from loadtest.stack import H100_LIKE, Stack, stack
 from loadtest.systems import NAIVE, SYSTEMS
 
@@ -65,6 +65,7 @@ def main() -> int:
             simulator_options=[*H100_LIKE, *options.simulator],
             settings=[tuple(text.split("=", 1)) for text in options.set],
             model_server=_of_model(options.model) if options.model else None,
+            tenants=TENANTS,
         ) as alone,
         ProcessPoolExecutor(1, mp_context=spawn) as generator,
     ):

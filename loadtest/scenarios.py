@@ -16,6 +16,8 @@ CALM_X, BURST_X = 0.75, 3.0
 CALM_S, BURST_S, AFTER_S = 8.0, 30.0, 20.0
 MIN_RECOVERY_ASKS = 20
 HOG_SHARE = 0.9
+TENANTS = ("load", "hog", "light", "person", "flood")
+"""Who asks; each has a key of its own."""
 PAIRS = 120
 IDLE_S = 5.0
 BUSY_CLIENTS, BUSY_S = 8, 10.0

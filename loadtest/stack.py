@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -18,6 +18,8 @@ from loadtest import corpus
 from loadtest.generator import Target
 from loadtest.programs import ROOT, Program, free_port, machine_cpu_s, running
 from model_server.planner import DEFAULT_NUM_SEQS
+from orchestrator.access.key_file import KeyFile
+from orchestrator.access.ownership import LOCAL
 
 EngineName = Literal["simulator", "vllm"]
 
@@ -196,6 +198,7 @@ def stack(
     simulator_options: Sequence[str] = (),
     settings: Sequence[tuple[str, str]] = (),
     model_server: Mapping[str, str] | None = None,
+    tenants: Sequence[str] = (),
 ) -> Iterator[Stack]:
     """
     Engine and orchestrator with the documents in, until the block ends.
@@ -206,6 +209,7 @@ def stack(
         simulator_options: Further arguments of the simulator.
         settings: ORCHESTRATOR_* by name without the prefix.
         model_server: MODEL_SERVER_* by their whole names, of vLLM's model_server.
+        tenants: Who gets a key; then nobody is let in without one.
     """
     with contextlib.ExitStack() as on:
         starting = (
@@ -228,7 +232,27 @@ def stack(
         corpus.upload(ours.http)
         bare = corpus.prompts(corpus.GPU_SIZES if device.large else corpus.CPU_SIZES)
         pool = corpus.assembled(ours.http, bare)
-        yield Stack(process, client, ours, target(client, ours, pool), device)
+        keys = keys_of(tenants, ours, folder / "data") if tenants else ()
+        asked = replace(target(client, ours, pool), keys=keys)
+        yield Stack(process, client, ours, asked, device)
+
+
+def keys_of(tenants: Sequence[str], ours: Program, data: Path) -> tuple[tuple[str, str], ...]:
+    """
+    A key for each, to the documents that are there already; the program's own client gets an admin's.
+
+    Without keys callers are told apart by their addresses, and all of a load test's have the same.
+    """
+    file = KeyFile(data)
+    made = tuple((name, file.create(name, owner=LOCAL)[1]) for name in tenants)
+    _, admin = file.create("loadtest", owner=LOCAL, admin=True)
+    until = time.monotonic() + SETTLE_S
+    while ours.http.get("/metrics").is_success:  # it knows of keys once it asks for one
+        if time.monotonic() > until:
+            raise SystemExit("the orchestrator does not ask for the keys that were made")
+        time.sleep(LOOK_EVERY_S)
+    ours.http.headers["Authorization"] = f"Bearer {admin}"
+    return made
 
 
 def device_of(engine: EngineName, process: Program) -> Device:

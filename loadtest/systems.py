@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, Protocol, TypeAlias
 
 from loadtest.arrivals import Ask
@@ -90,13 +91,22 @@ class Tidegate:
 
     Args:
         bands: Whether it knows the field `priority`.
+        keys: The key of each tenant; without keys it tells callers apart by their addresses.
     """
 
     mark = _TOKEN_EVENT
     places: int | None = None
 
-    def __init__(self, *, host: str, pool: Sequence[Prompt], bands: bool) -> None:
+    def __init__(
+        self,
+        *,
+        host: str,
+        pool: Sequence[Prompt],
+        bands: bool,
+        keys: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._host = host
+        self._keys = keys
         self._pool = pool
         self._bands = bands
 
@@ -115,7 +125,7 @@ class Tidegate:
         if self._bands:
             body["priority"] = ask.band
         headers = {
-            "Authorization": f"Bearer {ask.tenant}",
+            "Authorization": f"Bearer {self._keys.get(ask.tenant, ask.tenant)}",
             "x-stainless-retry-count": str(retries),
         }
         text = json.dumps(body).replace(NONCE, ask.nonce)

@@ -1,9 +1,12 @@
 """What the load test reads in an answer of each system."""
 
+import inspect
 import json
+import re
 
 import pytest
 
+from loadtest import scenarios
 from loadtest.arrivals import Ask
 from loadtest.client_rules import NO_STATUS
 from loadtest.corpus import NONCE, Prompt
@@ -87,6 +90,15 @@ def test_an_orchestrator_without_bands_is_not_asked_for_one():
     """An unknown field would be refused."""
     _, body = sent(tidegate(bands=False).request(ASK, retries=0, patience_s=30.0))
     assert "priority" not in body
+
+
+def test_each_caller_has_a_key_of_its_own():
+    """Without keys the gate would tell them apart by address, and theirs is the same."""
+    keyed = Tidegate(host="h:1", pool=POOL, bands=True, keys={ASK.tenant: "tg_its"})
+    head, _ = sent(keyed.request(ASK, retries=0, patience_s=30.0))
+    assert "Bearer tg_its" in str(head)
+    told = inspect.getsource(scenarios)
+    assert set(re.findall(r'tenant="(\w+)"', told)) <= set(scenarios.TENANTS)
 
 
 def test_the_engine_gets_the_prompt_itself():
