@@ -384,7 +384,8 @@ class _told:  # noqa: N801 - used as a statement, like contextlib's own
 
 def _for(gate: dict[str, Any]) -> str:
     """What those who wait are waiting for."""
-    return f" for {gate['waits_for']}" if gate["waits_for"] else ""
+    limit = gate.get("waits_for")  # a service of an older version does not say
+    return f" for {limit}" if limit else ""
 
 
 def _tokens(gate: dict[str, Any]) -> str:
