@@ -189,11 +189,12 @@ class LongAnswers:
         self._take()
 
     def tokens(self) -> float:
-        """The length; infinite until it is known."""
+        """The length, at least 1; infinite until it is known."""
         if len(self._lengths) < (self._lengths.maxlen or 1):
             return math.inf
         if self._quantile is None:
-            self._quantile = _quantile(sorted(self._lengths), LONG_QUANTILE)
+            # An engine whose answers are all empty takes no time for them: nothing to divide by.
+            self._quantile = max(1, _quantile(sorted(self._lengths), LONG_QUANTILE))
         return self._quantile
 
     def _take(self) -> None:

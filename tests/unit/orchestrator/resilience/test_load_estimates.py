@@ -263,6 +263,11 @@ def test_a_long_answer_is_one_that_few_are_longer_than():
     assert long_of([900] * 50 + [100] * 50).tokens() == 100
 
 
+def test_empty_answers_are_nothing_to_divide_by():
+    """An engine that says of nothing that it is whole must not break the gate for all who come after."""
+    assert long_of([0] * 50).tokens() == 1
+
+
 def test_a_long_answer_is_unknown_until_a_window_was_seen():
     """The longest may be of any length until then."""
     assert long_of([100] * 49).tokens() == math.inf
