@@ -6,7 +6,6 @@ method is a plain `def`, so on one event loop each is atomic. Time comes in as a
 come from `admission_policy`.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -23,19 +22,17 @@ from orchestrator.resilience.admission_policy import (
     Standing,
 )
 from orchestrator.resilience.admission_ticket import Ticket
+from orchestrator.resilience.answer_limit import AnswersInTime
 from orchestrator.resilience.engine_capacity import EngineCapacity, OwnLoad
 from orchestrator.resilience.load_estimates import (
-    AnswerPace,
     DrainMeter,
     Forecasts,
-    LongAnswers,
     OutputLengths,
     RefusalStreak,
 )
 from orchestrator.resilience.tenant_charges import TenantCharges
 
 SERVICE_SMOOTHING = 0.1
-LIMIT_EVERY_S = 1.0
 LATE_SMOOTHING = 0.05
 LATE_SHARE = 0.1
 """Answers that may run out of time before it is a sign of congestion: there are always long ones."""
@@ -91,11 +88,7 @@ class AdmissionLedger:
         self._refusals = RefusalStreak()
         self._finish_s = self._late_share = 0.0
         self._received_tokens = 0
-        self._pace = AnswerPace()
-        self._long_answers = LongAnswers()
-        self._allowed_s: float | None = None
-        self._answer_limit = math.inf
-        self._limited_s = 0.0
+        self._in_time = AnswersInTime()
         self._places: dict[Ticket, tuple[int, int]] | None = None
         self.service_s = 0.0
         self.brownout = False
@@ -162,7 +155,7 @@ class AdmissionLedger:
             return
         ticket.produced += tokens
         self._received_tokens += tokens
-        self._pace.done(tokens, now_s)
+        self._in_time.produced(tokens, now_s)
         if ticket.prefilled:
             self._drain.done(tokens, now_s)
             return
@@ -189,7 +182,7 @@ class AdmissionLedger:
             self.dispatch(now_s)
             return True
         ticket.revoke()
-        self._long_answers.gave_up(ticket)
+        self._in_time.taken_back(ticket)
         self._queue[ticket] = None
         self._forecasts.left(-ticket.demand.work_tokens, now_s)  # it will leave once more
         self._drain.busy(now_s)
@@ -198,8 +191,8 @@ class AdmissionLedger:
 
     def dispatch(self, now_s: float) -> None:
         """Let in whoever is next, as long as the next one fits."""
-        self._pace.live(len(self._live), now_s)
-        self._limit_answers(now_s)
+        self._in_time.live(len(self._live), now_s)
+        self._in_time.look(now_s, self._live, self._drain)
         while self._queue:
             ticket = self._next()
             if not self._fits(ticket):
@@ -291,27 +284,9 @@ class AdmissionLedger:
     def _room(self) -> Capacity:
         """What the engine can hold of ours, and no more than can end in time."""
         current = self._capacity.current()
-        if self._answer_limit >= current.concurrent:
+        if self._in_time.limit >= current.concurrent:
             return current
-        return replace(current, in_time=round(self._answer_limit))
-
-    def _limit_answers(self, now_s: float) -> None:
-        """Follow the engine's pace, once a second."""
-        if now_s - self._limited_s < LIMIT_EVERY_S:
-            return
-        self._limited_s = now_s
-        seen = self._pace.seen(now_s)
-        if seen is None or self._allowed_s is None:
-            self._answer_limit = math.inf
-            return
-        self._answer_limit = policy.answer_limit(
-            self._answer_limit,
-            running=seen.running,
-            answer_s=seen.answer_s,
-            long_s=self._long_answers.tokens() * seen.token_s,
-            allowed_s=self._allowed_s,
-            anyone_waits=bool(self._queue),
-        )
+        return replace(current, in_time=round(self._in_time.limit))
 
     def _all_places(self) -> dict[Ticket, tuple[int, int]]:
         """Position and work ahead of everybody who waits; kept until the queue changes."""
@@ -341,11 +316,8 @@ class AdmissionLedger:
     def _admit(self, ticket: Ticket, now_s: float) -> None:
         self._charge(ticket)
         self._live[ticket] = None
-        self._long_answers.began(ticket)
-        self._pace.live(len(self._live), now_s)
-        allowed_s = ticket.deadline_s - now_s
-        before_s = allowed_s if self._allowed_s is None else self._allowed_s
-        self._allowed_s = before_s + SERVICE_SMOOTHING * (allowed_s - before_s)
+        self._in_time.let_in(ticket, now_s)
+        self._in_time.live(len(self._live), now_s)
         ticket.grant(now_s)
 
     def _left_queue(self, ticket: Ticket, now_s: float) -> None:
@@ -364,9 +336,7 @@ class AdmissionLedger:
         used = ticket.demand.prompt_tokens + policy.OUTPUT_WEIGHT * ticket.produced
         self._charges.charge(ticket.caller.tenant, used)
         took_s = 0.0 if ticket.granted_s is None else now_s - ticket.granted_s
-        if ticket.prefilled:
-            self._pace.left(ticket.produced, finished=ticket.finished)
-        self._remember_length(ticket, now_s)
+        self._in_time.ended(ticket, now_s)
         if ticket.finished:
             self._outputs.setdefault(ticket.route, OutputLengths()).learn(ticket.produced)
             self._finish_s += SERVICE_SMOOTHING * (took_s - self._finish_s)
@@ -376,14 +346,6 @@ class AdmissionLedger:
             self._late_share += LATE_SMOOTHING * (1.0 - self._late_share)
             if self._late_share > LATE_SHARE:
                 self._capacity.late()
-
-    def _remember_length(self, ticket: Ticket, now_s: float) -> None:
-        if ticket.finished:
-            self._long_answers.ended(ticket, ticket.produced)
-        elif ticket.prefilled and now_s >= ticket.deadline_s:
-            self._long_answers.ended(ticket, ticket.demand.max_tokens)
-        else:
-            self._long_answers.gave_up(ticket)
 
     def _follow(self, now_s: float) -> None:
         """Batch work waits rather than spoil the answers of those who sit before a screen."""

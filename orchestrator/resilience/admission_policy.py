@@ -22,30 +22,6 @@ Source: Sheng et al. 2024, "Fairness in serving large language models" (OSDI), s
 
 MIN_RETRY_AFTER_S, MAX_RETRY_AFTER_S = 1.0, 60.0
 
-ANSWER_SHARE = 0.25
-"""
-Share of its time that a mean answer may always take on an engine that many share.
-
-Lengths are uneven: one in a hundred is four times the mean (log-normal, sigma 0.7), and what is cut
-off was made for nobody.
-"""
-LONG_ANSWER_SHARE = 0.8
-"""
-Share of its time that an answer may take which only one in fifty is longer than.
-
-Where lengths are alike, most of all where `max_tokens` ends them, this is what counts: a quarter for
-the mean would leave a third of such an engine unused. A fifth is left for a pace that changes.
-"""
-FEW = 2.0
-"""
-So many shares, divided by those who share, that a mean answer may take more and a long one less.
-
-A step costs much the same for one as for a few, so where there are few, fewer still would lose more
-than late answers do; and each one's prompt is felt by all the others, so that the pace changes more.
-"""
-LIMIT_GROWTH = 1.25
-"""Factor a second by which a limit that is too low may grow."""
-
 
 @dataclass(frozen=True, slots=True)
 class AdmissionLimits:
@@ -320,38 +296,6 @@ def predicted_wait_s(
     if not drain_tokens_per_s:
         return None
     return (work_ahead + own_work) / drain_tokens_per_s
-
-
-def answer_limit(
-    limit: float,
-    *,
-    running: float,
-    answer_s: float,
-    long_s: float,
-    allowed_s: float,
-    anyone_waits: bool,
-) -> float:
-    """
-    How many requests may share the engine so that their answers end in time; infinite for "any".
-
-    The more share it, the longer an answer takes, at the most in proportion (Little's law at a
-    constant rate). A limit that is in nobody's way grows, so that a slow hour leaves none behind.
-
-    Args:
-        limit: What this was a second ago.
-        running: Requests with the engine meanwhile, in the mean.
-        answer_s: Seconds that a mean answer takes at that.
-        long_s: Seconds that one takes that only one in fifty is longer than.
-        allowed_s: Seconds that a request has left when it is let in, as a rule.
-        anyone_waits: Whether the limit may be what keeps `running` down.
-    """
-    few = FEW / max(running, 1.0)
-    room = allowed_s * max((ANSWER_SHARE + few) / answer_s, (LONG_ANSWER_SHARE - few) / long_s)
-    if room < 1.0:
-        return max(1.0, min(limit, running * room))
-    if not anyone_waits:
-        return limit * LIMIT_GROWTH
-    return max(limit, min(limit * LIMIT_GROWTH, running * room))
 
 
 def decide(

@@ -99,11 +99,13 @@ class AnswerPace:
     How long a mean answer takes at the pace that the engine has now, prompt and all.
 
     The pace is live seconds over generated tokens, of everybody with the engine: one slow token is
-    one of many. The mean length is all tokens over answers that came to their end, so that those
+    one of many. Idle time is left out: after a pause an engine is taken to be what it was, since those
+    who then come all at once are let in before it has shown anything, and while their prompts are
+    read it seems to stand still. The mean length is all tokens over answers that came to their end, so that those
     cut off count too: by the finished alone, the slower an engine, the shorter its answers seem.
 
     Args:
-        half_life_s: Seconds after which what was seen counts half.
+        half_life_s: Busy seconds after which what was seen counts half.
         min_busy_s: Busy seconds before the pace is believed.
     """
 
@@ -145,12 +147,15 @@ class AnswerPace:
         )
 
     def _advance(self, now_s: float) -> None:
-        kept = math.exp(-self._decay_per_s * max(0.0, now_s - self._since_s))
-        weight_s = (1 - kept) / self._decay_per_s if self._live else 0.0
+        elapsed_s = max(0.0, now_s - self._since_s)
+        self._since_s = now_s
+        if not self._live:
+            return
+        kept = math.exp(-self._decay_per_s * elapsed_s)
+        weight_s = (1 - kept) / self._decay_per_s
         self._tokens *= kept
         self._live_s = self._live_s * kept + self._live * weight_s
         self._busy_s = self._busy_s * kept + weight_s
-        self._since_s = now_s
 
 
 class LongAnswers:

@@ -201,7 +201,7 @@ class GateMachine(RuleBasedStateMachine):
     @invariant()
     def lengths_are_awaited_of_the_live(self):
         """Whoever waits again, or left, holds nobody's length back."""
-        begun = self.ledger._long_answers._begun
+        begun = self.ledger._in_time._long_answers._begun
         assert {t for t, tokens in begun.items() if tokens is None} == set(self.ledger.live)
 
     @invariant()
@@ -283,7 +283,9 @@ def test_room_given_back_by_a_prompt_that_grew_goes_to_others():
     assert not waits.granted
     held = bench.gate._ledger.resize(grows, 5000, bench.now_s)
     assert (held, grows.granted, waits.granted) == (False, False, True)
-    assert grows not in bench.gate._ledger._long_answers._begun, "nobody's length waits for it"
+    assert grows not in bench.gate._ledger._in_time._long_answers._begun, (
+        "nobody's length waits for it"
+    )
 
 
 def test_a_prompt_that_turned_out_shorter_gives_room_back():
@@ -552,7 +554,7 @@ def test_one_that_ran_out_of_time_was_a_long_one(seconds, tokens):
         bench.gate.progress(ticket, 20)
         bench.now_s += seconds
         bench.gate.leave(ticket)
-    assert bench.gate._ledger._long_answers.tokens() == tokens
+    assert bench.gate._ledger._in_time._long_answers.tokens() == tokens
 
 
 def test_what_the_next_one_waits_for_is_told():
@@ -622,4 +624,17 @@ def test_as_many_share_a_slow_engine_as_get_their_answers_in_time():
     assert share(bench, token_s=0.05, seconds=60) == 6
     assert 1 <= share(bench, token_s=2.0, seconds=240) <= 4
     assert bench.gate.running <= 4
+    assert share(bench, token_s=0.05, seconds=60) == 6
+
+
+def test_a_pause_leaves_the_limit_as_it_was():
+    """An hour without anybody makes a slow engine neither fast nor unknown; to be fast again does."""
+    bench = Bench(max_concurrent=6, max_queued=50, wait_target_s=1000.0)
+    share(bench, token_s=0.05, seconds=60)
+    slow = share(bench, token_s=2.0, seconds=240)
+    for ticket in [*bench.gate._ledger.queue, *bench.gate._ledger.live]:
+        bench.gate.leave(ticket)
+    bench.now_s += 3600.0
+    bench.gate.observe(None)
+    assert bench.gate.state().concurrent == slow < 6
     assert share(bench, token_s=0.05, seconds=60) == 6

@@ -1,7 +1,5 @@
 """Decisions from numbers: what fits, who goes first, who is refused."""
 
-import math
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +13,6 @@ from orchestrator.resilience.admission_policy import (
     Demand,
     Load,
     Waiting,
-    answer_limit,
     bound,
     brownout,
     decide,
@@ -244,72 +241,6 @@ def test_brownout_begins_above_one_mark_and_ends_below_the_other():
     """On over 40 % of the wait target, off at 20 %."""
     assert brownout(active=False, eta_s=4.1, limits=LIMITS)
     assert not brownout(active=True, eta_s=1.9, limits=LIMITS)
-
-
-def limit_of(
-    limit=math.inf, *, running=100.0, answer_s=5.0, long_x=4.0, allowed_s=30.0, anyone_waits=True
-):
-    return answer_limit(
-        limit,
-        running=running,
-        answer_s=answer_s,
-        long_s=long_x * answer_s,
-        allowed_s=allowed_s,
-        anyone_waits=anyone_waits,
-    )
-
-
-def test_answers_that_end_in_time_limit_nothing():
-    """A quarter of the time that clients allow is theirs, and more where few share the engine."""
-    assert limit_of(answer_s=7.5) == math.inf
-    assert limit_of(running=4.0, answer_s=22.0) == math.inf
-
-
-def test_answers_that_take_too_long_limit_how_many_share_the_engine():
-    """As many as there is time for, however many were let in before, and always one."""
-    assert limit_of(answer_s=16.2) == pytest.approx(50.0)
-    assert limit_of(20.0, answer_s=16.2) == 20.0
-    assert limit_of(running=1.0, answer_s=1e6) == 1.0
-    assert limit_of(allowed_s=0.0) == 1.0
-
-
-def test_answers_of_one_length_may_take_most_of_the_time():
-    """With nothing much longer than the mean, a quarter for the mean would leave the engine idle."""
-    assert limit_of(answer_s=23.0, long_x=1.0) == math.inf
-    assert limit_of(answer_s=26.0, long_x=1.5) == pytest.approx(60.0)
-    assert limit_of(running=4.0, answer_s=24.0, long_x=1.0) == pytest.approx(3.75)
-    assert limit_of(answer_s=16.2, long_x=100.0) == pytest.approx(50.0)
-
-
-def test_a_limit_that_is_too_low_grows():
-    """By a quarter a second towards what there is time for; freely once it is in nobody's way."""
-    assert limit_of(4.0, running=4.0, answer_s=1.0) == 5.0
-    assert limit_of(4.0, running=4.0, answer_s=20.0) == pytest.approx(4.5)
-    assert limit_of(4.0, running=0.5, answer_s=20.0) == 4.0
-    assert limit_of(4.0, running=0.5, answer_s=20.0, anyone_waits=False) == 5.0
-
-
-@given(
-    st.floats(1, 1e6) | st.just(math.inf),
-    st.floats(1e-9, 1e4),
-    st.floats(1e-3, 1e9),
-    st.floats(1e-3, 1e9),
-    st.floats(-10, 1e6),
-    st.booleans(),
-)
-def test_one_answer_may_always_be_made(limit, running, answer_s, long_s, allowed_s, anyone_waits):
-    """Whatever the pace, the limit is at least one and a number."""
-    assert (
-        answer_limit(
-            limit,
-            running=running,
-            answer_s=answer_s,
-            long_s=long_s,
-            allowed_s=allowed_s,
-            anyone_waits=anyone_waits,
-        )
-        >= 1.0
-    )
 
 
 @pytest.mark.parametrize(

@@ -238,13 +238,16 @@ def test_answers_that_were_cut_off_are_not_short():
     assert pace.seen(40.0).answer_s == pytest.approx(4 * 5.0, rel=0.1)
 
 
-def test_a_pace_is_forgotten_when_nobody_asks():
-    """What an engine did a minute ago says nothing about it now."""
+def test_a_pause_changes_no_pace():
+    """An engine that nobody used is what it was, not a slow one and not an unknown one."""
     pace = AnswerPace()
     end_s = answered(pace)
+    before = pace.seen(end_s)
     pace.live(0, end_s)
-    assert pace.seen(end_s + 5.0) is not None
-    assert pace.seen(end_s + 60.0) is None
+    assert pace.seen(end_s + 3600.0) == before
+    pace.live(4, end_s + 3600.0)
+    pace.done(4, end_s + 3600.05)
+    assert pace.seen(end_s + 3600.05).answer_s == pytest.approx(before.answer_s, rel=0.01)
 
 
 def long_of(lengths, *, window=50):
