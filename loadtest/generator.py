@@ -127,6 +127,7 @@ class Record:
         late_s: How much later than planned the generator sent it.
         whole: Whether a complete answer came in the end.
         first_token_s: Seconds from arrival to the first token; None if none came, or not streamed.
+        tokens_s: Seconds from arrival to each token, or to each few of them that come together.
         total_s: Seconds from arrival to the end.
         cut: The run was over before its client had given up: neither good nor bad.
     """
@@ -140,6 +141,7 @@ class Record:
     whole: bool = False
     degraded: str | None = None
     first_token_s: float | None = None
+    tokens_s: tuple[float, ...] = ()
     total_s: float = 0.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -277,9 +279,11 @@ class _Clients:
             response = Response("gave_up")
         queued_s = (response.sent_s or began_s) - began_s
         response.took_s = time.monotonic() - began_s
-        if response.mark_s is not None:
-            response.mark_s += queued_s
-            record.first_token_s = began_s + response.mark_s - self._began_s - record.at_s
+        response.begun_earlier(queued_s)
+        since_s = began_s - self._began_s - record.at_s
+        record.tokens_s = tuple(since_s + mark_s for mark_s in response.marks_s)
+        if record.tokens_s:
+            record.first_token_s = record.tokens_s[0]
         return response, self._system.read(response)
 
     async def _place(self, patience_s: float) -> bool:

@@ -2,7 +2,7 @@
 An HTTP/1.1 client that costs next to nothing, so that the generator is never what is measured.
 
 Bytes go out as they were prepared; what comes back is kept as it is, and looked at once, at the end.
-Only the first appearance of a mark (the first token) is noticed on the way. Connections are kept for
+Only when a mark (a token) appears is noticed on the way. Connections are kept for
 a few seconds and used again, as the official clients do.
 """
 
@@ -34,7 +34,7 @@ class Response:
         body: Without the transfer coding.
         sent_s: When the request went out, on the monotonic clock.
         first_byte_s: Seconds from there to the first byte; None if none came.
-        mark_s: Seconds from there to the mark; None if it did not come.
+        marks_s: Seconds from there to each appearance of the mark.
         took_s: Seconds from there to the end.
     """
 
@@ -44,8 +44,12 @@ class Response:
     body: bytes = b""
     sent_s: float = 0.0
     first_byte_s: float | None = None
-    mark_s: float | None = None
+    marks_s: list[float] = field(default_factory=list)
     took_s: float = 0.0
+
+    def begun_earlier(self, seconds: float) -> None:
+        """Count the times from so much before the request went out: the person waited for that, too."""
+        self.marks_s = [seconds + mark_s for mark_s in self.marks_s]
 
 
 class ChunkedBody:
@@ -127,7 +131,7 @@ class Connection(asyncio.Protocol):
 
         Args:
             request: The whole of it, head and body.
-            mark: Its first appearance in the body is timed.
+            mark: Its appearances in the body are timed.
             give_up_s: Monotonic time at which the client hangs up.
 
         Raises:
@@ -220,9 +224,10 @@ class Connection(asyncio.Protocol):
 
     def _look_for(self, mark: re.Pattern[bytes], part: bytes) -> None:
         before = self._parts[-1][-MARK_OVERLAP_BYTES:] if self._parts else b""
-        if mark.search(before + part):
-            self._response.mark_s = time.monotonic() - self._response.sent_s
-            self._mark = None
+        new = len(mark.findall(before + part)) - len(mark.findall(before))
+        if new > 0:
+            now_s = time.monotonic() - self._response.sent_s
+            self._response.marks_s += [now_s] * new
 
 
 class Client:
@@ -264,8 +269,7 @@ class Client:
         # The person waited for the connection, too.
         connecting_s = response.sent_s - began_s
         response.sent_s, response.took_s = began_s, response.took_s + connecting_s
-        if response.mark_s is not None:
-            response.mark_s += connecting_s
+        response.begun_earlier(connecting_s)
         return self._kept(connection, response)
 
     def close(self) -> None:

@@ -32,6 +32,7 @@ def answered(at_s=12.0, **having):
         "attempts": [attempt()],
         "whole": True,
         "first_token_s": 1.0,
+        "tokens_s": (1.0, 1.4, 2.6, 3.0),
         "total_s": 3.0,
         "prompt_tokens": 1000,
         "completion_tokens": 100,
@@ -84,12 +85,13 @@ def test_rates_count_what_came_and_shares_who_arrived():
         (12.0, {}, 1.0),
         (8.0, {}, 0.5),  # from 9 to 11, of which the window has the second half
         (18.0, {}, 0.5),
-        (5.0, {"first_token_s": 2.0, "total_s": 17.0}, 10 / 15),  # longer than the window
+        (5.0, {"tokens_s": (2.0, 6.0, 14.0, 17.0), "total_s": 17.0}, 0.5),  # longer than the window
+        (15.0, {"tokens_s": (1.0, 4.0, 5.1, 5.2), "total_s": 9.0}, 0.5),  # faster after it
         (2.0, {}, 0.0),
         (25.0, {}, 0.0),
-        (18.0, {"first_token_s": None}, 0.0),  # in one piece, after the window
-        (8.0, {"first_token_s": None}, 1.0),
-        (12.0, {"first_token_s": 3.0}, 1.0),  # a single token
+        (18.0, {"tokens_s": ()}, 0.0),  # in one piece, after the window
+        (8.0, {"tokens_s": ()}, 1.0),
+        (12.0, {"tokens_s": (3.0,)}, 1.0),  # a single token
     ],
 )
 def test_an_answer_counts_by_what_of_it_came_within_the_window(at_s, having, share):
