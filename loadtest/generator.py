@@ -126,8 +126,8 @@ class Record:
         at_s: Arrival, in seconds from the start of the run.
         late_s: How much later than planned the generator sent it.
         whole: Whether a complete answer came in the end.
-        first_token_s: Seconds from arrival to the first token; None if none came, or not streamed.
-        tokens_s: Seconds from arrival to each token, or to each few of them that come together.
+        tokens_s: Seconds from arrival to each token of the answer, or to each few of them that come
+            together; empty if there was none, or it was not streamed.
         total_s: Seconds from arrival to the end.
         cut: The run was over before its client had given up: neither good nor bad.
     """
@@ -140,13 +140,17 @@ class Record:
     attempts: list[Attempt] = field(default_factory=list)
     whole: bool = False
     degraded: str | None = None
-    first_token_s: float | None = None
     tokens_s: tuple[float, ...] = ()
     total_s: float = 0.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     retrieve_ms: float = 0.0
     cut: bool = False
+
+    @property
+    def first_token_s(self) -> float | None:
+        """Seconds from arrival to the first token; None if none came, or not streamed."""
+        return self.tokens_s[0] if self.tokens_s else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +286,6 @@ class _Clients:
         response.begun_earlier(queued_s)
         since_s = began_s - self._began_s - record.at_s
         record.tokens_s = tuple(since_s + mark_s for mark_s in response.marks_s)
-        if record.tokens_s:
-            record.first_token_s = record.tokens_s[0]
         return response, self._system.read(response)
 
     async def _place(self, patience_s: float) -> bool:
@@ -313,7 +315,7 @@ class _Clients:
         record.completion_tokens = reading.completion_tokens
         record.retrieve_ms = reading.retrieve_ms
         if not reading.whole:
-            record.first_token_s = None
+            record.tokens_s = ()
 
 
 async def _open_loop(target: Target, run: Run) -> list[Record]:

@@ -21,7 +21,7 @@ def record(at_s, code="ok", *, status=200, degraded=None, server_ms=1.0):
     tried = Attempt(code, status if whole else 503, 1.0, server_ms, None)
     return Record(
         at_s, "small", "load", "normal",
-        attempts=[tried], whole=whole, degraded=degraded, first_token_s=0.5, total_s=1.0,
+        attempts=[tried], whole=whole, degraded=degraded, tokens_s=(0.5,), total_s=1.0,
     )  # fmt: skip
 
 

@@ -31,7 +31,6 @@ def answered(at_s=12.0, **having):
         "band": "normal",
         "attempts": [attempt()],
         "whole": True,
-        "first_token_s": 1.0,
         "tokens_s": (1.0, 1.4, 2.6, 3.0),
         "total_s": 3.0,
         "prompt_tokens": 1000,
@@ -42,17 +41,17 @@ def answered(at_s=12.0, **having):
 
 def refused(at_s=12.0, **having):
     tries = [attempt("queue_full", 429, took_s=0.004, server_ms=2.0) for _ in range(3)]
-    return answered(at_s, **{"whole": False, "first_token_s": None, "attempts": tries, **having})
+    return answered(at_s, **{"whole": False, "tokens_s": (), "attempts": tries, **having})
 
 
 @pytest.mark.parametrize(
     ("having", "word"),
     [
         ({}, "good"),
-        ({"first_token_s": None}, "good"),  # not streamed
+        ({"tokens_s": ()}, "good"),  # not streamed
         ({"degraded": "L1"}, "good L1"),
         ({"degraded": "L3"}, "L3"),
-        ({"first_token_s": 10.1}, "too late"),
+        ({"tokens_s": (10.1,)}, "too late"),
         ({"total_s": 30.1}, "too late"),
     ],
 )
