@@ -89,8 +89,8 @@ def running(url: str) -> float:
     return requests_of(httpx2.get(f"{url}/metrics", trust_env=False).text, "running")
 
 
-async def becomes(url, wanted, *, state="running", within_s=10):
-    """Wait until the engine says that so many run, or wait; others can stop this machine for a second."""
+async def becomes(url, wanted, *, state="running", within_s=1):
+    """Wait until the engine says that so many requests run, or wait."""
     began = time.monotonic()
     async with httpx2.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
         while requests_of((await client.get("/metrics")).text, state) != wanted:
@@ -150,15 +150,16 @@ async def test_without_include_usage_no_chunk_has_it(http):
 
 
 async def test_aborts_what_nobody_reads(batching_url):
-    """Closing the stream frees the engine at once, and not when the answer would have ended."""
+    """Closing the stream frees the engine within a second."""
     async with client_of(batching_url) as client:
         request = EngineRequest(MODEL, LONG, max_tokens=1000)
         stream = client.stream(request, Deadline(60))
         await anext(stream)
-        # The gauge is set a moment after the token has gone out.
-        await becomes(batching_url, 1)
+        # The gauge is set a moment after the token has gone out; how soon is nobody's promise, and a
+        # machine that others share can stand still for a second.
+        await becomes(batching_url, 1, within_s=10)
         await stream.aclose()
-        await becomes(batching_url, 0, within_s=3)
+        await becomes(batching_url, 0)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ async def test_who_comes_when_it_is_full_gets_a_503(http, batching_url):
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    await becomes(batching_url, 0)
+    await becomes(batching_url, 0, within_s=10)
 
 
 def rejections(page):
