@@ -127,7 +127,7 @@ class Settings(BaseSettings):
         4096,
         gt=0,
         description="Prompt tokens that may be with the engine before their first token; raised by "
-        "itself while first tokens come within a second.",
+        "itself, but for priority batch, while first tokens come within a second.",
     )
     brownout_at: float = Field(
         0.4,

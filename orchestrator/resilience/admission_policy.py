@@ -231,12 +231,24 @@ def bound(
     if capacity.in_time is not None and load.peers >= max(1, int(capacity.in_time * share)):
         return Bound.TIME
     prefill = load.prefill_tokens + demand.prompt_tokens
-    if load.prefill_tokens and prefill > capacity.prefill_tokens * share:
+    if load.prefill_tokens and prefill > _window_tokens(band, capacity, limits):
         return Bound.PROMPTS
     if capacity.kv_tokens is None:
         return None
     peak = future_peak_tokens([*load.live, (demand.prompt_tokens, demand.output_tokens)])
     return Bound.CACHE if peak > capacity.kv_tokens * share else None
+
+
+def _window_tokens(band: Band, capacity: Capacity, limits: AdmissionLimits) -> float:
+    """
+    Prompt tokens that may be with the engine before their first token.
+
+    Batch work is not let into a widened window: it is widened until prompts are read within a
+    second, and who is urgent reads behind those that are there.
+    """
+    if band is not Band.BATCH:
+        return capacity.prefill_tokens
+    return min(capacity.prefill_tokens, limits.prefill_window_tokens) * limits.batch_share
 
 
 def serving_order(waiting: Sequence[Waiting], charged: Mapping[str, float]) -> list[int]:

@@ -81,7 +81,7 @@ def test_a_full_disk_is_507_and_nothing_is_lost(disk, running):
 
 def test_a_disk_that_fills_during_the_work_holds_it_up(disk, running):
     """An acknowledged document waits for space, and is ready when there is some again."""
-    pages = [f"Page {n} of the long one tells of it. " * 60 for n in range(400)]
+    pages = [f"Page {n} of the long one tells of it. " * 60 for n in range(120)]
     (document,) = upload(running, pages, wait=False).json()["documents"]
     filler = fill(disk)
     time.sleep(5)

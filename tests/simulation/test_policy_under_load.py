@@ -409,6 +409,38 @@ def test_interactive_callers_do_not_feel_a_batch_flood() -> None:
     assert beside_s <= 2 * alone_s
 
 
+def test_interactive_callers_do_not_read_behind_a_batch_flood_on_a_large_engine() -> None:
+    """
+    The window of prompts is widened there until they are read within a second: not for batch work.
+
+    The flood loses nothing by it: what keeps the engine reading is far less than that.
+    """
+
+    def flooded(*, flood: bool) -> tuple[float, float]:
+        ttft_s, tokens_per_s = [], []
+        for seed in SEEDS:
+            run = large(seed)
+            run.clients.stream(
+                lambda _: 0.3 * LARGE_CAPACITY_PER_S, tenant="person", band=Band.INTERACTIVE
+            )
+            if flood:
+                run.clients.stream(
+                    lambda _: 3 * LARGE_CAPACITY_PER_S, tenant="job", band=Band.BATCH
+                )
+            run.until(100.0)
+            ttft_s += [a.ttft_s for a in run.asked(20.0, 80.0, "person")]
+            tokens_per_s.append(run.tokens_per_s(20.0, 80.0))
+        return quantile(ttft_s, 0.99), statistics.fmean(tokens_per_s)
+
+    alone_s, _ = flooded(flood=False)
+    beside_s, tokens_per_s = flooded(flood=True)
+    print(
+        f"\na large engine, interactive TTFT p99: alone {alone_s:.3f} s, "
+        f"beside a batch flood {beside_s:.3f} s, which makes {tokens_per_s:.0f} tok/s"
+    )
+    assert beside_s <= 2 * alone_s
+
+
 def slowed(make: Make, factor: int) -> list[Run]:
     """Runs at triple load whose engine becomes so many times slower after a minute."""
     runs = [Run(make, seed) for seed in SEEDS]
