@@ -113,11 +113,11 @@ relay: setup-dev ## chunks a second that one core relays, from an engine to its 
 trace-costs: setup-dev ## processor time of an ask, with traces and without: REPEATS=3
 	@exec $(BIN)/python -m loadtest.trace_costs $(if $(REPEATS),--repeats $(REPEATS))
 
-overload: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## tidegate against baselines: ENGINE=simulator|vllm SCENARIO=all REPEATS=3 SECONDS=60 LOADS=0.5,0.9,1,2,10 NAIVE=1 BESIDE="name=http://…" MODEL=<folder> CLIENTS=
+overload: setup-dev $(if $(filter vllm,$(ENGINE)),model) ## tidegate against baselines: ENGINE=simulator|vllm SCENARIO=all REPEATS=3 SECONDS=60 LOADS=0.5,0.9,1,2,10 ALONE=1 NAIVE=1 BESIDE="name=http://…" MODEL=<folder> CLIENTS=
 	@exec $(BIN)/python -m loadtest.overload --engine $(or $(ENGINE),simulator) \
 	    $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(REPEATS),--repeats $(REPEATS)) \
 	    $(if $(SECONDS),--seconds $(SECONDS)) $(if $(LOADS),--loads $(LOADS)) $(if $(OUT),--out "$(OUT)") \
-	    $(if $(NAIVE),--naive) $(if $(BESIDE),--beside "$(BESIDE)") \
+	    $(if $(ALONE),--alone) $(if $(NAIVE),--naive) $(if $(BESIDE),--beside "$(BESIDE)") \
 	    $(if $(MODEL),--model "$(MODEL)") $(if $(CLIENTS),--clients $(CLIENTS))
 
 engine-kills: setup-dev model ## kill -9 of the engine's processes under load, each KILLS=20 times

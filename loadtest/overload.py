@@ -2,7 +2,7 @@
 What happens when more is asked than the engine can answer: one table, from one run of the real parts.
 
     make overload ENGINE=simulator|vllm [SCENARIO=all] [REPEATS=3] [SECONDS=60] [OUT=reports/overload.json]
-                  [NAIVE=1] [BESIDE="name=http://…"] [MODEL=<folder>] [CLIENTS=160]
+                  [ALONE=1] [NAIVE=1] [BESIDE="name=http://…"] [MODEL=<folder>] [CLIENTS=160]
 
 Starts the engine and the orchestrator on free loopback ports, measures what the engine does by itself,
 then offers multiples of that: open-loop Poisson arrivals from fixed seeds, clients that time out and
@@ -83,7 +83,7 @@ def main() -> int:
             seed=SEED,
             on_result=_say,
             loads_x=options.loads,
-            systems=(*SYSTEMS, *([NAIVE] if options.naive else []), *dict(options.beside)),
+            systems=_systems(options),
             drifts=not large,
         )
         clients = options.clients or (LARGE_CLIENTS if large else CPU_CLIENTS)
@@ -96,6 +96,13 @@ def main() -> int:
     print(f"\n{report.runs_table(results)}\n\n{report.outcomes_table(results)}")
     print(f"\n{report.checks_table(found)}")
     return int(any(verdict.held is False for verdict in found))
+
+
+def _systems(options: argparse.Namespace) -> tuple[str, ...]:
+    """Those of the curve, in their order."""
+    ours, *baselines = SYSTEMS
+    named = [*([] if options.alone else baselines), *([NAIVE] if options.naive else [])]
+    return (ours, *named, *dict(options.beside))
 
 
 def _of_model(folder: str) -> dict[str, str]:
@@ -197,6 +204,9 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument(
         "--simulator", action="append", default=[], help="further argument of the simulator"
+    )
+    parser.add_argument(
+        "--alone", action="store_true", help="only tidegate is in the curve: time for longer rows"
     )
     parser.add_argument(
         "--naive", action="store_true", help="the service that people write first is in the curve"

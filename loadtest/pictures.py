@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 WIDTH_IN, HEIGHT_IN = 7.2, 3.2
-LEGEND_COLUMNS = 4
+LEGEND_COLUMNS = 3
 COLOURS = ("#1f6feb", "#d1242f", "#8250df", "#bf8700", "#1a7f37", "#57606a", "#cf5c9c")
 
 

@@ -243,12 +243,12 @@ def _window_tokens(band: Band, capacity: Capacity, limits: AdmissionLimits) -> f
     """
     Prompt tokens that may be with the engine before their first token.
 
-    Batch work is not let into a widened window: it is widened until prompts are read within a
-    second, and who is urgent reads behind those that are there.
+    The window is widened until prompts are read within a second, and who is urgent reads behind
+    those that are there: batch work has no more of it than the window as it is set.
     """
     if band is not Band.BATCH:
         return capacity.prefill_tokens
-    return min(capacity.prefill_tokens, limits.prefill_window_tokens) * limits.batch_share
+    return min(capacity.prefill_tokens * limits.batch_share, limits.prefill_window_tokens)
 
 
 def serving_order(waiting: Sequence[Waiting], charged: Mapping[str, float]) -> list[int]:

@@ -99,13 +99,14 @@ def test_prompts_are_read_a_window_at_a_time():
 
 
 def test_a_widened_window_is_not_for_batch_work():
-    """Who is urgent would read behind it; batch has its share of the window as it is set."""
-    wide = Capacity(None, 10, 100 * LIMITS.prefill_window_tokens)
-    full = Load([(1, 1)], LIMITS.prefill_window_tokens)
+    """Who is urgent would read behind it; batch has no more than the window as it is set."""
+    set_to = LIMITS.prefill_window_tokens
+    wide = Capacity(None, 10, 100 * set_to)
+    full = Load([(1, 1)], set_to)
     assert bound(DEMAND, Band.NORMAL, full, wide, LIMITS) is None
     assert bound(DEMAND, Band.BATCH, full, wide, LIMITS) is Bound.PROMPTS
-    some = Load([(1, 1)], int(LIMITS.prefill_window_tokens * LIMITS.batch_share) // 2)
-    assert bound(DEMAND, Band.BATCH, some, wide, LIMITS) is None
+    nearly = Load([(1, 1)], set_to - DEMAND.prompt_tokens)
+    assert bound(DEMAND, Band.BATCH, nearly, wide, LIMITS) is None
 
 
 @given(st.lists(LIVE, min_size=1, max_size=8), st.sampled_from(Band), st.integers(100, 3000))
