@@ -36,7 +36,8 @@ class AdmissionLimits:
         safety: Share of the cache that is given out; the rest is for what cannot be foretold.
         batch_share: Share of everything that the batch band may fill; the rest stays free, so
             that others do not have to wait for it.
-        prefill_window_tokens: Prompt tokens that may be with the engine before their first token.
+        prefill_window_tokens: Prompt tokens that may be with the engine before their first token;
+            raised while they come soon (`Capacity`), but never for the batch band.
         brownout_at: Predicted wait, as a share of the target, from which answers are degraded.
         recover_at: The share below which they are whole again.
     """
@@ -239,18 +240,6 @@ def bound(
     return Bound.CACHE if peak > capacity.kv_tokens * share else None
 
 
-def _window_tokens(band: Band, capacity: Capacity, limits: AdmissionLimits) -> float:
-    """
-    Prompt tokens that may be with the engine before their first token.
-
-    The window is widened until prompts are read within a second, and who is urgent reads behind
-    those that are there: batch work has no more of it than the window as it is set.
-    """
-    if band is not Band.BATCH:
-        return capacity.prefill_tokens
-    return min(capacity.prefill_tokens * limits.batch_share, limits.prefill_window_tokens)
-
-
 def serving_order(waiting: Sequence[Waiting], charged: Mapping[str, float]) -> list[int]:
     """
     Indexes of the queue in the order in which it will be served.
@@ -367,3 +356,15 @@ def brownout(active: bool, eta_s: float | None, limits: AdmissionLimits) -> bool
 
 def _most_to_come(live: Live) -> int:
     return -live[1]
+
+
+def _window_tokens(band: Band, capacity: Capacity, limits: AdmissionLimits) -> float:
+    """
+    Prompt tokens that may be with the engine before their first token.
+
+    The window is widened until prompts are read within a second, and who is urgent reads behind
+    those that are there: batch work has no more of it than the window as it is set.
+    """
+    if band is not Band.BATCH:
+        return capacity.prefill_tokens
+    return min(capacity.prefill_tokens * limits.batch_share, limits.prefill_window_tokens)

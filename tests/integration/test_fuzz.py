@@ -6,7 +6,7 @@ from tests.fuzz import SEED, fuzz, table
 
 OPERATIONS = 17
 BY_THE_EDGES = ["--max-examples", "2"]
-AT_RANDOM = ["--max-examples", "3", "--phases", "fuzzing,stateful"]
+AT_RANDOM = ["--max-examples", "4", "--phases", "fuzzing,stateful"]
 WITHIN_S = 150.0
 
 

@@ -388,57 +388,54 @@ def test_a_light_tenant_is_served_beside_a_hog(max_queued: int) -> None:
     assert tokens_per_s >= 0.95 * flag_tokens_per_s
 
 
+def urgent_beside(
+    make: Callable[[int], Run], capacity_per_s: float, *, until_s: float, flood: bool
+) -> tuple[float, list[Run]]:
+    """
+    99th percentile of the interactive band's first tokens, in seconds, and the runs it comes from.
+
+    Args:
+        make: A run, from its seed.
+        capacity_per_s: Requests that its engine does in a second.
+        until_s: End of each run; the last 40 s do not count.
+        flood: Whether the batch band sends three times the capacity meanwhile.
+    """
+    ttft_s, runs = [], [make(seed) for seed in SEEDS]
+    for run in runs:
+        run.clients.stream(lambda _: 0.3 * capacity_per_s, tenant="person", band=Band.INTERACTIVE)
+        if flood:
+            run.clients.stream(lambda _: 3.0 * capacity_per_s, tenant="job", band=Band.BATCH)
+        run.until(until_s)
+        ttft_s += [a.ttft_s for a in run.asked(20.0, until_s - 40.0, "person")]
+    return quantile(ttft_s, 0.99), runs
+
+
 def test_interactive_callers_do_not_feel_a_batch_flood() -> None:
     """Triple load of batch work at most doubles the interactive band's 99th percentile."""
-
-    def p99_s(*, flood: bool) -> float:
-        ttft_s = []
-        for seed in SEEDS:
-            run = Run(SYSTEMS["ours"], seed)
-            run.clients.stream(steady(0.3), tenant="person", band=Band.INTERACTIVE)
-            if flood:
-                run.clients.stream(steady(3.0), tenant="job", band=Band.BATCH)
-            run.until(300.0)
-            ttft_s += [a.ttft_s for a in run.asked(20.0, 260.0, "person")]
-            if flood:
-                assert served(run.asked(20.0, 260.0, "job")) >= 0.15
-        return quantile(ttft_s, 0.99)
-
-    alone_s, beside_s = p99_s(flood=False), p99_s(flood=True)
+    make = partial(Run, SYSTEMS["ours"])
+    alone_s, _ = urgent_beside(make, CAPACITY_PER_S, until_s=300.0, flood=False)
+    beside_s, runs = urgent_beside(make, CAPACITY_PER_S, until_s=300.0, flood=True)
     print(f"\ninteractive TTFT p99: alone {alone_s:.2f} s, beside a batch flood {beside_s:.2f} s")
     assert beside_s <= 2 * alone_s
+    assert all(served(run.asked(20.0, 260.0, "job")) >= 0.15 for run in runs)
 
 
 def test_interactive_callers_do_not_read_behind_a_batch_flood_on_a_large_engine() -> None:
     """
     The window of prompts is widened there until they are read within a second: not for batch work.
 
-    The flood loses nothing by it: what keeps the engine reading is far less than that.
+    With three fifths of the widened window the flood made 16,560 tokens a second, prompts included,
+    and those who are urgent waited 2.5 times as long as alone.
     """
-
-    def flooded(*, flood: bool) -> tuple[float, float]:
-        ttft_s, tokens_per_s = [], []
-        for seed in SEEDS:
-            run = large(seed)
-            run.clients.stream(
-                lambda _: 0.3 * LARGE_CAPACITY_PER_S, tenant="person", band=Band.INTERACTIVE
-            )
-            if flood:
-                run.clients.stream(
-                    lambda _: 3 * LARGE_CAPACITY_PER_S, tenant="job", band=Band.BATCH
-                )
-            run.until(100.0)
-            ttft_s += [a.ttft_s for a in run.asked(20.0, 80.0, "person")]
-            tokens_per_s.append(run.tokens_per_s(20.0, 80.0))
-        return quantile(ttft_s, 0.99), statistics.fmean(tokens_per_s)
-
-    alone_s, _ = flooded(flood=False)
-    beside_s, tokens_per_s = flooded(flood=True)
+    alone_s, _ = urgent_beside(large, LARGE_CAPACITY_PER_S, until_s=120.0, flood=False)
+    beside_s, runs = urgent_beside(large, LARGE_CAPACITY_PER_S, until_s=120.0, flood=True)
+    tokens_per_s = statistics.fmean(run.tokens_per_s(20.0, 80.0) for run in runs)
     print(
         f"\na large engine, interactive TTFT p99: alone {alone_s:.3f} s, "
         f"beside a batch flood {beside_s:.3f} s, which makes {tokens_per_s:.0f} tok/s"
     )
     assert beside_s <= 2 * alone_s
+    assert tokens_per_s >= 0.95 * 16_560
 
 
 def slowed(make: Make, factor: int) -> list[Run]:
