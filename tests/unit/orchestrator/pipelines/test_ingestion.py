@@ -158,6 +158,7 @@ async def test_a_queued_document_becomes_ready(setting):
     setting.queue("a")
     async with setting.running():
         document = await setting.finished("a")
+        await setting.until(lambda: setting.outcomes)  # told after it is visible
     assert (document.status, document.pages_done, document.chunks) == ("ready", 3, 3)
     assert setting.outcomes == [("ok", 3)]
     assert setting.jobs.counts() == (0, 0)
@@ -228,6 +229,7 @@ async def test_missing_means_are_waited_for(setting):
     setting.embedder.failures = 2
     async with setting.running():
         assert (await setting.finished("a")).status == "ready"
+        await setting.until(lambda: setting.outcomes)  # told after it is visible
     assert setting.outcomes == [("ok", 3)]
 
 
