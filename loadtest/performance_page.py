@@ -4,7 +4,8 @@
     make report FROM="reports/vllm.json reports/simulator.json"
 
 Nothing is typed by hand: each figure is the median of the repeats of a run, each row is in the table.
-What the page has of other engines and scenarios stays.
+What the page has of other engines and scenarios stays, and a curve of which a run has only a part: that
+part is beside it then, without a picture of its own.
 """
 
 import argparse
@@ -54,13 +55,13 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", type=Path, help="JSON files of `make overload`")
     options = parser.parse_args()
     runs = [json.loads(path.read_text()) for path in options.runs]
-    parts = [HEAD, *map(section, runs), *kept(PAGE.read_text() if PAGE.exists() else "", runs)]
-    for run in runs:
-        if _loads(run):
-            picture = PAGE.parent / _picture(run)
-            picture.parent.mkdir(exist_ok=True)
-            picture.write_text(curve(run) + "\n")
-    PAGE.write_text("\n".join(parts))
+    staying = kept(PAGE.read_text() if PAGE.exists() else "", runs)
+    drawn = [run for run in runs if _loads(run) and not _is_pictured(run, staying)]
+    PAGE.write_text("\n".join([HEAD, *(section(r, pictured=r in drawn) for r in runs), *staying]))
+    for run in drawn:
+        picture = PAGE.parent / _picture(run)
+        picture.parent.mkdir(exist_ok=True)
+        picture.write_text(curve(run) + "\n")
     print(PAGE.relative_to(ROOT))
     return 0
 
@@ -79,10 +80,16 @@ def _replaces(run: Mapping[str, Any], text: str) -> bool:
     heading = text.partition("\n")[0].removeprefix("## ")
     engine, _, scenarios = heading.rpartition(": ")
     same = _picture(run) == _picture({"engine": engine})
-    return same and set(scenarios.split(", ")) <= set(_scenarios(run))
+    measured = {(f"{x:g}x", NAMES.get(s, s)) for x in _loads(run) for s in _systems(run)}
+    shown = set(re.findall(r"^\| ([\d.]+x) \| ([^|]+) \|", text, flags=re.MULTILINE))
+    return same and set(scenarios.split(", ")) <= set(_scenarios(run)) and shown <= measured
 
 
-def section(run: Mapping[str, Any]) -> str:
+def _is_pictured(run: Mapping[str, Any], staying: Sequence[str]) -> bool:
+    return any(f"]({_picture(run)})" in text for text in staying)
+
+
+def section(run: Mapping[str, Any], *, pictured: bool = True) -> str:
     """What one run of `make overload` showed, in Markdown; the curve only if it was measured."""
     about = {k: v for k, v in run.items() if k not in {"runs", "checks"} and v not in ([], "")}
     lines = [
@@ -93,12 +100,9 @@ def section(run: Mapping[str, Any]) -> str:
     ]
     if _loads(run):
         rows = [_row(run, system, load_x) for load_x in _loads(run) for system in _systems(run)]
-        lines += [
-            f"![goodput against offered load]({_picture(run)})",
-            "",
-            markdown(HEADINGS, rows),
-            "",
-        ]
+        if pictured:
+            lines += [f"![goodput against offered load]({_picture(run)})", ""]
+        lines += [markdown(HEADINGS, rows), ""]
     checks = markdown(["what", "median", "least to greatest", "objective", ""], _checks(run))
     return "\n".join([*lines, checks, ""])
 

@@ -25,7 +25,7 @@ logger = logging.getLogger("tidegate.access")
 MAX_REQUEST_ID_CHARS = 128
 LINGER_S = 2.0
 """How long a refused upload may go on sending: a reset would destroy the answer it has not read."""
-QUIET_ROUTES = {"/healthz", "/readyz", "/metrics"}
+QUIET_ROUTES = {"/healthz", "/readyz", "/metrics", "/web"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class RequestContext:
             )
 
     def _finish(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unknown")
+        route = _route(scope)
         outcome = scope["state"].get("outcome")
         code = outcome or ("ok" if status else ClientClosed.code)
         done = Finished(route, code, status or CLIENT_CLOSED_REQUEST, seconds)
@@ -125,6 +125,13 @@ class RequestContext:
             **_key(scope),
         }
         logger.log(level, "request", extra={FIELDS: fields})
+
+
+def _route(scope: Scope) -> str:
+    """The path of the route, or of what is mounted there; "unknown" if there is none."""
+    root = scope.get("root_path", "")
+    mounted = root.removeprefix(scope.get("app_root_path", root))
+    return getattr(scope.get("route"), "path", mounted) or "unknown"
 
 
 class BodyLimit:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadtest.performance_page import _picture, kept
+from loadtest.performance_page import _is_pictured, _picture, kept
 
 PAGE = """# Performance
 
@@ -21,9 +21,10 @@ PAGE = """# Performance
 CPU, GPU, SIMULATOR = "a", "b", "c"
 
 
-def run_of(engine, *scenarios):
+def run_of(engine, *scenarios, rows=()):
     checks = [{"check": {"scenario": name}} for name in (*scenarios, "every run")]
-    return {"engine": engine, "checks": checks}
+    runs = [{"scenario": "curve", "load_x": x, "system": system} for x, system in rows]
+    return {"engine": engine, "checks": checks, "runs": runs}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,31 @@ def test_what_was_measured_anew_is_replaced(engine, scenarios, left):
     sections = kept(PAGE, [run_of(engine, *scenarios)])
     assert [text.split("commit: ")[1].strip() for text in sections] == left
     assert kept("# Performance\n" + "\n".join(sections), []) == sections
+
+
+WHOLE = """## vllm (smollm2): curve
+
+![goodput against offered load](pictures/curve-vllm.svg)
+
+| load | system | goodput tok/s |
+| --- | --- | --- |
+| 0.5x | Tidegate | 33 |
+| 0.5x | the service that people write first | 0 |
+| 2x | Tidegate | 29 |
+"""
+
+
+def test_a_part_of_a_curve_is_beside_the_whole_one():
+    """Longer rows of two systems do not cost the page what it has of the others, or its picture."""
+    page = "# Performance\n\n" + WHOLE
+    part = run_of("vllm (smollm2)", "curve", rows=[(0.5, "tidegate"), (2.0, "tidegate")])
+    assert kept(page, [part]) == [WHOLE]
+    assert _is_pictured(part, [WHOLE])
+    all_of_it = run_of(
+        "vllm (smollm2)", "curve", rows=[(0.5, "tidegate"), (0.5, "naive"), (2.0, "tidegate")]
+    )
+    assert kept(page, [all_of_it]) == []
+    assert not _is_pictured(all_of_it, [])
 
 
 def test_a_gpus_picture_does_not_replace_the_cpus():

@@ -6,6 +6,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from orchestrator.api.middleware import RequestContext
 from orchestrator.api.page import FOLDER, PageFiles, PageRoutes
 
 OURS = [
@@ -16,11 +17,17 @@ OURS = [
 
 
 @pytest.fixture
-def client():
+def finished():
+    """What came of each request."""
+    return []
+
+
+@pytest.fixture
+def client(finished):
     app = FastAPI()
     app.include_router(PageRoutes().router())
     app.mount("/web", PageFiles())
-    return TestClient(app)
+    return TestClient(RequestContext(app, max_open=8, on_finished=finished.append))
 
 
 def test_browsers_get_the_page_and_others_the_routes(client):
@@ -58,6 +65,18 @@ def test_scripts_are_called_scripts(client, suffix):
 def test_nothing_else_is_served(client, path):
     """Neither what lies beside the folder nor a list of what is in it."""
     assert client.get(path).status_code == 404
+
+
+def test_the_pages_files_count_as_one_route(client, finished):
+    """What is "unknown" is what nobody serves: a scan, a typing error; worth a look."""
+    for path in ("/", "/web/js/main.js", "/web/nothing.js", "/nowhere"):
+        client.get(path)
+    assert [(done.route, done.status) for done in finished] == [
+        ("/", 200),
+        ("/web", 200),
+        ("/web", 404),
+        ("unknown", 404),
+    ]
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.name)
