@@ -116,7 +116,7 @@ def create_app(parts: Components) -> ASGIApp:
     ]
     for router in routers:
         app.include_router(router)
-    app.mount("/web", PageFiles())
+    app.mount(PageFiles.path, PageFiles())
     routes = [route for router in routers for route in router.routes]
     error_responses.install(app, routes=routes)
     events: tuple[type, ...] = (*ask.EVENTS.values(), *responses_schemas.EVENTS.values())

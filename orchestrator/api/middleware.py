@@ -110,7 +110,7 @@ class RequestContext:
             )
 
     def _finish(self, scope: Scope, status: int, seconds: float) -> None:
-        route = _route(scope)
+        route = getattr(scope.get("route"), "path", "unknown")
         outcome = scope["state"].get("outcome")
         code = outcome or ("ok" if status else ClientClosed.code)
         done = Finished(route, code, status or CLIENT_CLOSED_REQUEST, seconds)
@@ -125,13 +125,6 @@ class RequestContext:
             **_key(scope),
         }
         logger.log(level, "request", extra={FIELDS: fields})
-
-
-def _route(scope: Scope) -> str:
-    """The path of the route, or of what is mounted there; "unknown" if there is none."""
-    root = scope.get("root_path", "")
-    mounted = root.removeprefix(scope.get("app_root_path", root))
-    return getattr(scope.get("route"), "path", mounted) or "unknown"
 
 
 class BodyLimit:

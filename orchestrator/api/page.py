@@ -59,13 +59,21 @@ class PageRoutes:
 
 
 class PageFiles(StaticFiles):
-    """Scripts, styles and vendored libraries, with the page's headers."""
+    """
+    Scripts, styles and vendored libraries, with the page's headers.
+
+    Attributes:
+        path: Where they are, and what they count as in metrics and logs.
+    """
+
+    path = "/web"
 
     def __init__(self) -> None:
         super().__init__(directory=FOLDER)
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """Give one file under the policy."""
+        scope["route"] = self
         response = await super().get_response(path, scope)
         response.headers.update(HEADERS)
         return response
