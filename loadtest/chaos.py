@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from deploy import grafana_dashboard
@@ -44,6 +44,8 @@ from loadtest.report import markdown
 CALM_S, AFTER_S = 5.0, 20.0
 AGAIN_S = 10.0
 REFUSAL_MS = 10.0
+START_S = {"simulator": 0.0, "vllm": 60.0}
+"""For one more start of the engine: people go on asking for so much longer."""
 RATE_PER_S = {"simulator": 8.0, "vllm": 0.4}
 MIXES = {"simulator": Mix(), "vllm": Mix(mean_tokens=32, cap_tokens=64, sigma=0.1)}
 UNTOLD = {"reset", "refused", "incomplete", "gave_up", "internal_error"}
@@ -77,6 +79,8 @@ def pulled(
     on: Stage, generator: ProcessPoolExecutor, plug: Plug, options: argparse.Namespace
 ) -> Seen:
     """Load, the plug, and what came of both."""
+    if plug.crowd and options.engine == "vllm":
+        plug = replace(plug, served=0.0, answered=0.0, alarms=())
     rules = ClientRules()
     before = on.stack.snapshot()
     run, end_s = _run(on, plug, options, rules)
@@ -158,7 +162,7 @@ def _run(
     on: Stage, plug: Plug, options: argparse.Namespace, rules: ClientRules
 ) -> tuple[Run, float]:
     rate = RATE_PER_S[options.engine]
-    end_s = CALM_S + plug.out_s + AFTER_S
+    end_s = CALM_S + plug.out_s + plug.starts * START_S[options.engine] + AFTER_S
     flows = [Flow(rate_per_s=rate, end_s=end_s, degrade=True)]
     if plug.storm_x:
         storm = Flow(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from loadtest.chaos_pulls import (
+    KILLS,
     READY_S,
     STALE_WITHIN_S,
     Look,
@@ -39,6 +40,9 @@ class Plug:
         connections: Whether broken connections are part of it.
         served: Share of the arrivals that get a whole answer while it is pulled, at least.
         answered: Share of them that get an answer or the passages, at least.
+        starts: How often the engine is started before it is back: vLLM takes half a minute each time.
+        crowd: Whether its promise wants more people than ask vLLM on a CPU: a breaker judges by ten
+            calls in ten seconds, and an alarm's half hour is half a minute here.
         storm_x: Further load while it is pulled, in multiples of the ordinary one.
         alarms: Of `deploy/prometheus/alerts.yaml`; each has to be raised.
         afterwards: Looks at what has to hold when nobody asks any more.
@@ -52,6 +56,8 @@ class Plug:
     connections: bool = False
     served: float = 0.0
     answered: float = 0.0
+    starts: int = 0
+    crowd: bool = False
     storm_x: float = 0.0
     alarms: tuple[str, ...] = ()
     afterwards: Look = no_look
@@ -67,12 +73,15 @@ PLUGS = (
         engine_killed,
         out_s=5,
         answered=MOST,
+        starts=1,
     ),
     Plug(
         "engine killed again and again",
         f"{TOLD}; an alarm",
         engine_killed_again,
         out_s=15,
+        starts=KILLS,
+        crowd=True,
         alarms=("TidegateEngineRestartsOften",),
     ),
     Plug(
@@ -80,6 +89,7 @@ PLUGS = (
         "nobody waits beyond the deadline; found, killed and started again",
         engine_stopped,
         out_s=25,
+        starts=1,
         alarms=("TidegateEngineHung",),
     ),
     Plug(
@@ -87,6 +97,7 @@ PLUGS = (
         "the passages meanwhile; an alarm",
         engine_never_starts,
         out_s=26,
+        starts=1,
         answered=MOST,
         alarms=("TidegateEngineDown", "TidegateEngineUnreachable"),
     ),
@@ -111,12 +122,14 @@ PLUGS = (
         by_proxy(drip_bytes_per_s=40.0),
         out_s=40,
         answered=MOST,
+        crowd=True,
     ),
     Plug(
         "engine lies",
         "the passages, never half an answer",
         by_proxy(garble_frame=2),
         answered=MOST,
+        crowd=True,
     ),
     Plug(
         "engine cuts",
@@ -137,6 +150,7 @@ PLUGS = (
         "the passages meanwhile; its engine goes with it; an alarm",
         keeper_killed,
         out_s=8,
+        starts=1,
         answered=MOST,
         alarms=("TidegateEngineGivenUp", "TidegateEngineUnreachable"),
     ),
