@@ -244,14 +244,22 @@ def all_ready(stage: Stage, broken: Broken) -> None:
 
 @contextmanager
 def embedder_killed(stage: Stage, broken: Broken) -> Iterator[None]:
-    """Searches go by words and say so, until another one is up."""
-    children = psutil.Process(stage.stack.orchestrator.process.pid).children(recursive=True)
-    victims = [p for p in children if "embedder_process" in " ".join(p.cmdline())]
-    if not victims:
-        broken.append("there was no embedder to kill")
-    for victim in victims:
-        victim.kill()
-    yield
+    """As often as it comes back: searches go by words and say so, until it may stay."""
+    orchestrator = psutil.Process(stage.stack.orchestrator.process.pid)
+    killed: set[int] = set()
+
+    def kill() -> None:
+        for child in orchestrator.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):  # gone between two looks
+                if "embedder_process" in " ".join(child.cmdline()):
+                    child.kill()
+                    killed.add(child.pid)
+
+    # Once would be too little: with its files in memory it is back before a client's second try.
+    with _again_and_again(kill, pause_s=LOOK_S):
+        yield
+    if len(killed) < KILLS:
+        broken.append(f"only {len(killed)} embedders came to be killed")
 
 
 @contextmanager
