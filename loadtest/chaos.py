@@ -25,7 +25,7 @@ from pathlib import Path
 from deploy import grafana_dashboard
 from loadtest.arrivals import Flow, Mix, schedule
 from loadtest.chaos_plugs import PLUGS, Plug
-from loadtest.chaos_stage import WITHOUT, Gone, Stage, stage
+from loadtest.chaos_stage import UP_WITHIN_S, WITHOUT, Gone, Stage, stage
 from loadtest.client_rules import ClientRules
 from loadtest.figures import (
     REFUSALS,
@@ -44,8 +44,8 @@ from loadtest.report import markdown
 CALM_S, AFTER_S = 5.0, 20.0
 AGAIN_S = 10.0
 REFUSAL_MS = 10.0
-START_S = {"simulator": 0.0, "vllm": 60.0}
-"""For one more start of the engine: people go on asking for so much longer."""
+START_S = {"simulator": 0.0, "vllm": UP_WITHIN_S}
+"""For each start of the engine: people go on asking for so much longer."""
 RATE_PER_S = {"simulator": 8.0, "vllm": 0.4}
 MIXES = {"simulator": Mix(), "vllm": Mix(mean_tokens=32, cap_tokens=64, sigma=0.1)}
 UNTOLD = {"reset", "refused", "incomplete", "gave_up", "internal_error"}
